@@ -1,0 +1,41 @@
+# Two busy processes on two cores slow each other down a hundredfold unless idle OpenMP threads sleep.
+export OMP_WAIT_POLICY = PASSIVE
+PYTHON ?= python3
+BIN = .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: demo test lint bench docs clean
+
+demo: .venv/.demo  ## a teacher, students distilled from it with five losses, a table and pictures
+	$(BIN)/limbeck demo
+
+test: .venv/.dev  ## lint, types, documentation, doctests, tests, examples
+	$(MAKE) --no-print-directory lint
+	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python -m pytest --doctest-modules src -p no:cacheprovider
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.dev
+	$(BIN)/python -m benchmarks.gkl
+
+docs: .venv/.dev  ## the site, in site/
+	$(BIN)/mkdocs build --strict
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) ".[cli,data,viz]"
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) ".[dev]"
+	@touch $@ .venv/.demo
+
+clean:
+	rm -rf .venv site

@@ -1,0 +1,1 @@
+"""Divergence losses for knowledge distillation and adversarial training."""

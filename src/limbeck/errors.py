@@ -1,0 +1,19 @@
+"""Errors that the command line turns into one line and an exit code. Imports nothing."""
+
+from __future__ import annotations
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: schedulers read it as "start me again"
+
+
+class UserError(Exception):
+    """Something the user can mend. One line: what, expected, got, the way out. The command line exits with 2."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run after its state was saved; the message says how to go on. Exit code 75."""
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> UserError:
+    """Return the error for an optional package that is not installed."""
+    return UserError(f'{purpose} needs `{package}`: pip install "limbeck[{extra}]"')
