@@ -78,9 +78,7 @@ class DKLTerm(TermOptions):
     prior: Literal["class", "sample"] = Field(
         "sample", description="Weights of the MSE: class means, or the sample's own softmax."
     )
-    symmetric: bool = Field(
-        False, description="Let the weighted MSE reach the student (break the asymmetry)."
-    )
+    symmetric: bool = Field(False, description="Let the weighted MSE reach the student (break the asymmetry).")
     mse_weight: NonNegative = Field(1.0, description="Factor of the weighted MSE, the quarter inside.")
     ce_weight: NonNegative = Field(1.0, description="Factor of the soft cross-entropy.")
     temperature: Positive = Field(1.0, description="Divides both logits in both parts.")
@@ -98,9 +96,7 @@ class IKLTerm(TermOptions):
     ce_weight: NonNegative = Field(1.0, description="Factor of the soft cross-entropy.")
     temperature: Positive = Field(1.0, description="Of the soft cross-entropy only; no squared factor.")
     prior_temperature: Positive = Field(1.0, description="Of the softmax that the weights are made of.")
-    ramp_epochs: Annotated[int, Field(ge=0)] = Field(
-        0, description="The loss rises over the first calls of refresh()."
-    )
+    ramp_epochs: Annotated[int, Field(ge=0)] = Field(0, description="The loss rises over the first calls of refresh().")
     normalizer: Literal["weights", "row", "samples"] = Field(
         "samples", description="What the weighted MSE is divided by."
     )
@@ -120,9 +116,7 @@ class GKLTerm(TermOptions):
     )
     temperature: Positive = Field(1.0, description="Of the soft cross-entropy only; no squared factor.")
     prior_temperature: Positive = Field(1.0, description="Of the softmax that the weights are made of.")
-    ramp_epochs: Annotated[int, Field(ge=0)] = Field(
-        0, description="The loss rises over the first calls of refresh()."
-    )
+    ramp_epochs: Annotated[int, Field(ge=0)] = Field(0, description="The loss rises over the first calls of refresh().")
     normalizer: Literal["weights", "row", "samples"] = Field(
         "weights", description="What the weighted MSE is divided by."
     )
@@ -142,9 +136,7 @@ class AugmentOptions(Options):
         0, description="Random crop after zero padding by so many pixels."
     )
     flip: bool = Field(False, description="Horizontal flip with probability 1/2.")
-    cutout: Annotated[int, Field(ge=0)] = Field(
-        0, description="Side in pixels of a square set to the mean; 0 is off."
-    )
+    cutout: Annotated[int, Field(ge=0)] = Field(0, description="Side in pixels of a square set to the mean; 0 is off.")
     mixup: NonNegative = Field(0.0, description="Alpha of mixup's Beta distribution; 0 is off.")
     cutmix: NonNegative = Field(0.0, description="Alpha of cutmix's Beta distribution; 0 is off.")
 
@@ -163,9 +155,7 @@ class DataOptions(Options):
     validation: Annotated[float, Field(ge=0, lt=0.9)] = Field(
         0.2, description="Fraction held out of the training part."
     )
-    test: Annotated[float, Field(gt=0, lt=0.9)] = Field(
-        0.3, description="Fraction of all images kept for testing."
-    )
+    test: Annotated[float, Field(gt=0, lt=0.9)] = Field(0.3, description="Fraction of all images kept for testing.")
     split_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="Seed of the split, the same for all runs of a comparison."
     )
@@ -233,18 +223,14 @@ class TrainOptions(Options):
     batch_size: Annotated[int, Field(ge=1)] = Field(
         64, description="Samples of one optimizer step, over all ranks and micro-batches."
     )
-    accumulate: Annotated[int, Field(ge=1)] = Field(
-        1, description="Micro-batches that one optimizer step is made of."
-    )
+    accumulate: Annotated[int, Field(ge=1)] = Field(1, description="Micro-batches that one optimizer step is made of.")
     drop_last: bool = Field(False, description="Leave out the last incomplete batch of an epoch.")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 uses autocast; losses and statistics stay in fp32."
     )
     channels_last: bool = Field(False, description="Memory format of images and convolutions.")
     device: str = Field("cpu", description="Such as cpu or cuda.")
-    threads: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="CPU threads; null keeps torch's choice."
-    )
+    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads; null keeps torch's choice.")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Decay per step of an averaged copy of the weights."
     )
@@ -257,16 +243,12 @@ class TrainOptions(Options):
 class SaveOptions(Options):
     """When a checkpoint is written, besides the end of each epoch, and how often a line is logged."""
 
-    every_steps: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Also after so many optimizer steps."
-    )
+    every_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Also after so many optimizer steps.")
     every_seconds: Positive | None = Field(300.0, description="Also when so many seconds have passed.")
     every_epochs: Annotated[int, Field(ge=1)] = Field(
         1, description="Epochs between two checkpoints at an epoch's end."
     )
-    log_every: Annotated[int, Field(ge=1)] = Field(
-        20, description="Optimizer steps between two lines of metrics."
-    )
+    log_every: Annotated[int, Field(ge=1)] = Field(20, description="Optimizer steps between two lines of metrics.")
     tensorboard: bool = Field(True, description="Write TensorBoard events when the package is installed.")
 
 
@@ -297,12 +279,8 @@ class Recipe(Options):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the student's weights and of every draw.")
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()
-    teachers: tuple[TeacherOptions, ...] = Field(
-        (), description="One or several; a divergence is averaged over them."
-    )
-    losses: tuple[Term, ...] = Field(
-        (CrossEntropyTerm(),), min_length=1, description="Terms of the objective."
-    )
+    teachers: tuple[TeacherOptions, ...] = Field((), description="One or several; a divergence is averaged over them.")
+    losses: tuple[Term, ...] = Field((CrossEntropyTerm(),), min_length=1, description="Terms of the objective.")
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
@@ -319,7 +297,8 @@ class Recipe(Options):
             )
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
-                f"`train.batch_size` {self.train.batch_size} expected a multiple of `train.accumulate` {self.train.accumulate}"
+                "`train.batch_size` expected a multiple of `train.accumulate`, "
+                f"got {self.train.batch_size} and {self.train.accumulate}"
             )
         ramps = any(getattr(term, "ramp_epochs", 0) for term in self.losses)
         if ramps and self.train.refresh_every != "epoch":
