@@ -1,0 +1,31 @@
+"""Pure functions: logits in, one value per sample, then reduced. Needs torch alone."""
+
+from limbeck.functional.gkl import (
+    dkl_divergence,
+    gkl_divergence,
+    gkl_normalizer,
+    ikl_divergence,
+    weighted_mse,
+)
+from limbeck.functional.kl import (
+    js_divergence,
+    kl_divergence,
+    reverse_kl_divergence,
+    skew_kl_divergence,
+    soft_cross_entropy,
+    total_variation,
+)
+
+__all__ = [
+    "dkl_divergence",
+    "gkl_divergence",
+    "gkl_normalizer",
+    "ikl_divergence",
+    "js_divergence",
+    "kl_divergence",
+    "reverse_kl_divergence",
+    "skew_kl_divergence",
+    "soft_cross_entropy",
+    "total_variation",
+    "weighted_mse",
+]

@@ -1,0 +1,97 @@
+"""What every function checks and how every function reduces."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal, ParamSpec
+
+import torch
+from torch import Tensor
+
+Reduction = Literal["none", "mean", "sum"]
+P = ParamSpec("P")
+
+
+def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Switch autocast off inside `function`, on the device of its first tensor: the dtype rules are its own."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        device = args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def check_pair(logits: Tensor, target_logits: Tensor) -> None:
+    """Both (*, C), floating, of one shape, not empty."""
+    for name, value in (("logits", logits), ("target_logits", target_logits)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"`{name}` expected a tensor, got {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"`{name}` expected a floating dtype, got {value.dtype}; convert it with `.float()`")
+    if logits.shape != target_logits.shape:
+        raise ValueError(
+            f"`logits` and `target_logits` expected one shape (*, C), got {tuple(logits.shape)} and "
+            f"{tuple(target_logits.shape)}; nothing is broadcast"
+        )
+    if logits.dim() == 0 or logits.numel() == 0:
+        raise ValueError(f"`logits` expected a non-empty shape (*, C), got {tuple(logits.shape)}")
+
+
+def check_positive(name: str, value: float | Tensor) -> None:
+    """A float above 0; of a tensor only the shape and dtype are looked at, since its value lives on the device."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or not value.is_floating_point():
+            raise ValueError(
+                f"`{name}` expected a float or a 0-d floating tensor, got shape {tuple(value.shape)} of {value.dtype}"
+            )
+    elif not value > 0:
+        raise ValueError(f"`{name}` expected a number above 0, got {value}")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """A float in [low, high]."""
+    if not low <= value <= high:
+        raise ValueError(f"`{name}` expected a number in [{low}, {high}], got {value}")
+
+
+def check_reduction(reduction: str) -> None:
+    """One of the three words."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"`reduction` expected 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def check_integer_labels(labels: Tensor, samples: torch.Size, num_classes: int) -> None:
+    """Integer labels of shape `samples` in [0, num_classes): values raise on the CPU and are asserted on a device."""
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"`labels` expected integers of shape (*) or soft labels (*, C), got {labels.dtype}")
+    if labels.shape != samples:
+        raise ValueError(f"`labels` expected the shape {tuple(samples)}, got {tuple(labels.shape)}")
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return  # a value cannot be read here; indexing checks it again
+    if labels.device.type == "cpu":
+        low, high = (int(bound) for bound in torch.aminmax(labels))
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"`labels` expected values in [0, {num_classes - 1}], got {low} to {high}")
+    else:
+        torch._assert_async(((labels >= 0) & (labels < num_classes)).all())
+
+
+def widest(*tensors: Tensor) -> torch.dtype:
+    """The dtype that arithmetic is done in: the widest of all, at least float32."""
+    return functools.reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
+
+
+def reduce(values: Tensor, reduction: Reduction, count: Tensor | float | None = None) -> Tensor:
+    """Reduce per-sample `values`; `count` is the number of samples that take part, all by default."""
+    if reduction == "none":
+        return values
+    total = values.sum()
+    if reduction == "sum":
+        return total
+    return total / (max(values.numel(), 1) if count is None else count)
