@@ -6,19 +6,54 @@ that its constructor has the same names, order and defaults.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # rows become folders and parts of --set paths
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the way out of a misspelling: the nearest known word, or all of them when none is near.
+
+    >>> did_you_mean("temprature", ["name", "temperature"])
+    'did you mean `temperature`?'
+    >>> did_you_mean("lr", ["name", "momentum"])
+    'expected one of `name`, `momentum`'
+    """
+    spellings = {option.lower(): option for option in known}
+    nearest = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.55)
+    if nearest:
+        return f"did you mean `{spellings[nearest[0]]}`?"
+    return "expected one of " + ", ".join(f"`{option}`" for option in spellings.values())
 
 
 class Options(BaseModel):
     """Base of all: frozen, and a key that it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, data: Any) -> Any:
+        """Name the nearest known key, and refuse `epochs: true`: pydantic does neither (it reads true as 1)."""
+        for key, value in data.items() if isinstance(data, dict) else ():
+            field = cls.model_fields.get(key)
+            if field is None:
+                hint = did_you_mean(str(key), cls.model_fields)
+                raise PydanticCustomError("unknown_key", "unknown key `{key}`; {hint}", {"key": str(key), "hint": hint})
+            if isinstance(value, bool) and field.annotation is not bool:
+                shown = str(value).lower()
+                raise PydanticCustomError("bool", "expected no boolean, got {shown}", {"key": key, "shown": shown})
+        return data
 
 
 # --- losses -----------------------------------------------------------------------------------------------
@@ -27,6 +62,7 @@ class Options(BaseModel):
 class TermOptions(Options):
     """What every term of the objective has, whatever its loss."""
 
+    formula: ClassVar[str]  # per sample; p_t teacher, p_s student, z = logits
     weight: NonNegative = Field(1.0, description="Factor of the term.")
     warmup_epochs: NonNegative = Field(
         0.0,
@@ -40,6 +76,7 @@ class TermOptions(Options):
 class CrossEntropyTerm(TermOptions):
     """Cross-entropy with the labels."""
 
+    formula: ClassVar[str] = "−log p_s[y]"
     name: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Mass moved to the uniform distribution."
@@ -49,6 +86,7 @@ class CrossEntropyTerm(TermOptions):
 class KLTerm(TermOptions):
     """KL(teacher || student). Hinton's distillation has `scale_by_t2: true`."""
 
+    formula: ClassVar[str] = "Σ p_t log(p_t / p_s)"
     name: Literal["kl"] = "kl"
     temperature: Positive = Field(1.0, description="Divides both logits.")
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
@@ -57,6 +95,7 @@ class KLTerm(TermOptions):
 class ReverseKLTerm(TermOptions):
     """KL(student || teacher)."""
 
+    formula: ClassVar[str] = "Σ p_s log(p_s / p_t)"
     name: Literal["reverse_kl"] = "reverse_kl"
     temperature: Positive = Field(1.0, description="Divides both logits.")
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
@@ -65,6 +104,7 @@ class ReverseKLTerm(TermOptions):
 class JSTerm(TermOptions):
     """Generalised Jensen-Shannon divergence."""
 
+    formula: ClassVar[str] = "β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m),  m = β p_t + (1 − β) p_s"
     name: Literal["js"] = "js"
     beta: Fraction = Field(0.5, description="Share of the teacher in the mixture; 0 is KL, 1 is reverse KL.")
     temperature: Positive = Field(1.0, description="Divides both logits.")
@@ -74,6 +114,7 @@ class JSTerm(TermOptions):
 class DKLTerm(TermOptions):
     """Decoupled KL: the gradients of KL, in two parts with a weight each."""
 
+    formula: ClassVar[str] = "mse_weight · ¼ ΣΣ w_i w_j (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
     name: Literal["dkl"] = "dkl"
     prior: Literal["class", "sample"] = Field(
         "sample", description="Weights of the MSE: class means, or the sample's own softmax."
@@ -88,6 +129,7 @@ class DKLTerm(TermOptions):
 class IKLTerm(TermOptions):
     """Improved KL (arXiv 2305.13948)."""
 
+    formula: ClassVar[str] = "mse_weight · ¼ ΣΣ w_i w_j (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
     name: Literal["ikl"] = "ikl"
     prior: Literal["class", "sample"] = Field(
         "class", description="Weights of the MSE: class means, or the sample's own softmax."
@@ -105,6 +147,7 @@ class IKLTerm(TermOptions):
 class GKLTerm(TermOptions):
     """Generalised KL (arXiv 2503.08038)."""
 
+    formula: ClassVar[str] = "mse_weight · ¼ ΣΣ (w_i w_j)^weight_power (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
     name: Literal["gkl"] = "gkl"
     prior: Literal["class", "sample"] = Field(
         "class", description="Weights of the MSE: class means, or the sample's own softmax."
@@ -124,6 +167,16 @@ class GKLTerm(TermOptions):
 
 DivergenceTerm = KLTerm | ReverseKLTerm | JSTerm | DKLTerm | IKLTerm | GKLTerm
 Term = Annotated[CrossEntropyTerm | DivergenceTerm, Field(discriminator="name")]
+
+TERMS: dict[str, type[TermOptions]] = {
+    "cross_entropy": CrossEntropyTerm,
+    "kl": KLTerm,
+    "reverse_kl": ReverseKLTerm,
+    "js": JSTerm,
+    "dkl": DKLTerm,
+    "ikl": IKLTerm,
+    "gkl": GKLTerm,
+}
 
 
 # --- data -------------------------------------------------------------------------------------------------
@@ -185,7 +238,7 @@ class TeacherOptions(Options):
     @model_validator(mode="after")
     def _exactly_one(self) -> TeacherOptions:
         if (self.run is None) == (self.recipe is None):
-            raise ValueError("expected exactly one of `run` and `recipe`")
+            raise ValueError("expected exactly one of `run` and `recipe`; set the other to null")
         return self
 
 
@@ -214,6 +267,12 @@ class ScheduleOptions(Options):
     warmup_epochs: NonNegative = Field(0.0, description="Linear warm-up (constant, multistep, cosine).")
     warmup_fraction: Fraction = Field(0.3, description="Share of the run in which onecycle rises.")
     final_factor: Fraction = Field(0.0, description="Where cosine and onecycle end, as a factor of the peak.")
+
+    @model_validator(mode="after")
+    def _milestones(self) -> ScheduleOptions:
+        if self.name == "multistep" and not self.milestones:
+            raise ValueError("the schedule `multistep` expected epochs in `milestones`, got none")
+        return self
 
 
 class TrainOptions(Options):
@@ -266,9 +325,20 @@ class Contender(Options):
 class CompareOptions(Options):
     """The rows of `limbeck compare`."""
 
-    contenders: dict[str, Contender] = Field(default_factory=dict, description="Row name -> settings.")
+    contenders: dict[RowName, Contender] = Field(default_factory=dict, description="Row name -> settings.")
     baseline: str = Field("kl", description="Row that the paired differences are taken to.")
     equal_by_theory: tuple[tuple[str, str], ...] = Field((), description="Pairs printed as A/A controls.")
+
+    @model_validator(mode="after")
+    def _known_rows(self) -> CompareOptions:
+        if self.contenders:
+            for row in (self.baseline, *(row for pair in self.equal_by_theory for row in pair)):
+                if row not in self.contenders:
+                    hint = did_you_mean(row, self.contenders)
+                    raise ValueError(
+                        f"`baseline` and `equal_by_theory` name rows of `contenders`; no row `{row}`, {hint}"
+                    )
+        return self
 
 
 class Recipe(Options):
@@ -291,7 +361,9 @@ class Recipe(Options):
     def _consistent(self) -> Recipe:
         if self.task == "distill" and not self.teachers:
             raise ValueError("task `distill` expected at least one entry in `teachers`, got none")
-        if self.task == "supervised" and any(term.name != "cross_entropy" for term in self.losses):
+        settings = (setting for row in self.compare.contenders.values() for setting in row.settings)
+        terms = [term for setting in (self.losses, *settings) for term in setting]
+        if self.task == "supervised" and any(term.name != "cross_entropy" for term in terms):
             raise ValueError(
                 "task `supervised` knows the loss `cross_entropy` only; set `task: distill` and `teachers`"
             )
@@ -300,7 +372,7 @@ class Recipe(Options):
                 "`train.batch_size` expected a multiple of `train.accumulate`, "
                 f"got {self.train.batch_size} and {self.train.accumulate}"
             )
-        ramps = any(getattr(term, "ramp_epochs", 0) for term in self.losses)
+        ramps = any(getattr(term, "ramp_epochs", 0) for term in terms)
         if ramps and self.train.refresh_every != "epoch":
             raise ValueError("`ramp_epochs` counts refreshes, so it expected `train.refresh_every: epoch`")
         return self

@@ -1,0 +1,379 @@
+"""Recipes: found by name, read from YAML, overridden by `path=value`, written back. Imports no torch.
+
+Every mistake becomes one line: where it was made (the file or the override), the path, what was expected, what was
+got, and the nearest name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+
+from limbeck.config import TERMS, Recipe, TermOptions, did_you_mean
+from limbeck.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+RECIPES = Path(__file__).parent / "recipes"
+HEADER_FIELDS = ("Source", "Expected", "Spread", "Seeds", "Hardware", "Reproduced")
+
+Keys = tuple[str, ...]
+
+
+# --- YAML -------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2: `1e-3` is a number, `no` and `2026-01-01` are strings."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (typed so in PyYAML)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Refuse a key given twice: PyYAML keeps the last without a word."""
+        lines: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in lines:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key `{key}` is given twice, on lines {lines[key]} and {line}"
+                )
+            lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark and "\n" in text else ""
+        raise UserError(f"{where}{line}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the resolved recipe as YAML, every default spelled out; `load_recipe` reads it back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+# --- finding recipes --------------------------------------------------------------------------------------
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes in the package: `<task>/<data>/<name>`."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.glob("*/*/*.yaml"))
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """Return the file of a recipe.
+
+    Args:
+        name_or_path: a file, `<task>/<data>/<name>`, or the end of one such name where it is the only one.
+
+    Raises:
+        UserError: no such recipe, or several.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"recipe `{name_or_path}`: no such file")
+        return path
+    wanted = name_or_path.strip("/")
+    matches = [name for name in recipe_names() if f"/{name}".endswith(f"/{wanted}")]
+    if len(matches) == 1:
+        return RECIPES / f"{matches[0]}.yaml"
+    if matches:
+        raise UserError(f"recipe `{name_or_path}` could be " + " or ".join(f"`{name}`" for name in matches))
+    if path.is_file():
+        return path
+    if (path / "config.yaml").is_file():
+        raise UserError(f"recipe `{name_or_path}` is a run folder; its recipe is {path / 'config.yaml'}")
+    ends: dict[str, list[str]] = {}
+    for name in recipe_names():
+        for depth in range(3):
+            ends.setdefault(name.split("/", depth)[-1], []).append(f"`{name}`")
+    nearest = difflib.get_close_matches(wanted, ends, n=1, cutoff=0.55)
+    hint = f"did you mean {' or '.join(ends[nearest[0]])}?" if nearest else "`limbeck recipes` lists them"
+    raise UserError(f"unknown recipe `{name_or_path}`; {hint}")
+
+
+def short_name(name_or_path: str) -> str:
+    """Return a recipe's name as one part of a path: `distill-digits-few-labels`, or the stem of a file of one's own."""
+    path = find_recipe(name_or_path)
+    if path.is_relative_to(RECIPES):
+        return "-".join(path.relative_to(RECIPES).with_suffix("").parts)
+    return path.parent.name if path.name == "config.yaml" else path.stem
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Return the fields of a recipe's leading comment: `# Field: text`, going on in lines `#   text`."""
+    fields: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        field = re.match(r"# ([A-Z]\w*): (.*)", line)
+        if field:
+            fields[field[1]] = field[2].strip()
+        elif fields:
+            fields[next(reversed(fields))] += " " + line.lstrip("# ").strip()
+    return fields
+
+
+# --- reading and overriding -------------------------------------------------------------------------------
+
+
+class Override(NamedTuple):
+    """One `path=value` of the command line."""
+
+    text: str
+    path: Keys
+    value: Any
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, then apply overrides.
+
+    The overrides are merged onto the recipe with all defaults spelled out, the shallow paths first, so that the order
+    on the command line does not matter but for two values of the same path (the last wins). A new `name` of a loss
+    term starts from that loss's defaults and keeps the term's weight, warm-up and decay.
+
+    Args:
+        name_or_path: what `find_recipe` takes.
+        overrides: `a.b=value`, the value in YAML; a number steps into a list, one past its end appends.
+
+    Raises:
+        UserError: one line that names the file or the override, the path, what was expected and what was got.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        data = _parse(path.read_text(encoding="utf-8"), str(name_or_path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe `{name_or_path}` cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{name_or_path}: expected options as `key: value`, got {_show(data)}")
+    recipe = _validate(data, lambda _: str(name_or_path))
+    if overrides:
+        data = recipe.model_dump(mode="json")
+        parsed = sorted(map(_parse_override, overrides), key=lambda item: (len(item.path), item.path[-1] != "name"))
+        for override in parsed:
+            _check_root(override, data)
+            _assign(data, override)
+        recipe = _validate(data, lambda keys: _blame(keys, parsed))
+    return recipe
+
+
+def select_rows(recipe: Recipe, rows: str | None) -> tuple[str, ...] | None:
+    """Return the rows of a comparison that a comma-separated list names; None, for all, when there is no list.
+
+    Raises:
+        UserError: the recipe has no rows, no such row, or the baseline is left out.
+    """
+    known = recipe.compare.contenders
+    if not known:
+        raise UserError("the recipe has no rows to compare; `limbeck recipes distill/digits/few-labels` shows some")
+    if rows is None:
+        return None
+    chosen = tuple(dict.fromkeys(row.strip() for row in rows.split(",") if row.strip()))
+    for row in chosen:
+        if row not in known:
+            raise UserError(f"--losses: unknown row `{row}`; {did_you_mean(row, known)} (rows: {', '.join(known)})")
+    if recipe.compare.baseline not in chosen:
+        raise UserError(
+            f"--losses expected the baseline `{recipe.compare.baseline}` among the rows, got {rows or 'none'}; "
+            "add it, or name another: --set compare.baseline=ROW"
+        )
+    return chosen
+
+
+def _parse_override(text: str) -> Override:
+    path, equals, value = text.partition("=")
+    keys = tuple(path.strip().split("."))
+    if not equals or not all(keys):
+        raise UserError(f"--set {text}: expected path=value, such as --set train.epochs=10")
+    return Override(text, keys, _parse(value, f"--set {text}"))
+
+
+def _check_root(override: Override, data: Mapping[str, Any]) -> None:
+    """`epochs=3` is no path, but its end is known: name `train.epochs`."""
+    if override.path[0] in Recipe.model_fields:
+        return
+    leaves = [path for path in _leaves(data) if not path.startswith("compare.")]
+    ends = {path.rsplit(".", 1)[-1] for path in leaves}
+    nearest = difflib.get_close_matches(override.path[-1], ends, n=1, cutoff=0.75)
+    if nearest:
+        paths = [f"`{path}`" for path in leaves if path.rsplit(".", 1)[-1] == nearest[0]]
+        raise UserError(f"--set {override.text}: unknown key; did you mean {' or '.join(paths[:3])}?")
+
+
+def _leaves(data: Any, path: str = "") -> list[str]:
+    if not isinstance(data, (dict, list)):
+        return [path]
+    items = data.items() if isinstance(data, dict) else enumerate(data)
+    return [leaf for key, value in items for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
+
+
+def _assign(data: dict[str, Any], override: Override) -> None:
+    """Write the override's value into `data`, in place. Unknown keys are left to the validation."""
+    node: Any = data
+    for depth, key in enumerate(override.path[:-1]):
+        node = _child(node, key, override, depth)
+    last = override.path[-1]
+    if isinstance(node, list):
+        index = _index(node, last, override, len(override.path) - 1)
+        node[index : index + 1] = [override.value]
+    elif isinstance(node, dict):
+        if last == "name" and node.get("name") in TERMS and node["name"] != override.value:
+            for option in node.keys() - TermOptions.model_fields.keys():
+                del node[option]
+        node[last] = override.value
+    else:
+        raise UserError(f"--set {override.text}: `{'.'.join(override.path[:-1])}` is a value and has no keys")
+
+
+def _child(node: Any, key: str, override: Override, depth: int) -> Any:
+    if isinstance(node, list):
+        index = _index(node, key, override, depth)
+        if index == len(node):
+            node.append({})
+        return node[index]
+    if isinstance(node, dict):
+        return node.setdefault(key, {})
+    raise UserError(f"--set {override.text}: `{'.'.join(override.path[:depth])}` is a value and has no keys")
+
+
+def _index(node: list[Any], key: str, override: Override, depth: int) -> int:
+    if key.isdecimal() and int(key) <= len(node):
+        return int(key)
+    where = ".".join(override.path[:depth])
+    names = [item.get("name") if isinstance(item, dict) else None for item in node]
+    hint = f"; did you mean `{where}.{names.index(key)}`?" if key in names else ""
+    raise UserError(
+        f"--set {override.text}: `{where}` expected an index from 0 to {len(node)} ({len(node)} appends), "
+        f"got `{key}`{hint}"
+    )
+
+
+# --- errors -----------------------------------------------------------------------------------------------
+
+
+def _validate(data: Any, blame: Callable[[Keys], str]) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_one_line(error, data, blame)) from error
+    for number, teacher in enumerate(recipe.teachers):
+        if teacher.recipe is not None:
+            try:
+                find_recipe(teacher.recipe)
+            except UserError as error:
+                raise UserError(f"{blame(('teachers', str(number), 'recipe'))}: teacher's {error}") from error
+    return recipe
+
+
+def _blame(keys: Keys, overrides: Sequence[Override]) -> str:
+    """Name the override that set `keys`; where several together made the mistake, all of them."""
+    setters = [item for item in overrides if keys[: len(item.path)] == item.path]
+    inside = [item for item in overrides if item.path[: len(keys)] == keys]
+    return " ".join(f"--set {item.text}" for item in setters[-1:] or inside or overrides)
+
+
+def _one_line(error: ValidationError, data: Any, blame: Callable[[Keys], str]) -> str:
+    """The first mistake, and how many more there are. A union reports one error per member: they are joined."""
+    problems: dict[Keys, list[Any]] = {}
+    for item in error.errors(include_url=False):
+        problems.setdefault(_keys(item, data), []).append(item)
+    keys, items = next(iter(problems.items()))
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{blame(keys)}: {_mistake('.'.join(keys), items)}{more}"
+
+
+def _keys(item: Mapping[str, Any], data: Any) -> Keys:
+    """The place of an error as it stands in the file: without the names of union members that pydantic adds."""
+    keys = []
+    for key in item["loc"]:
+        if key in (data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()):
+            data = data[key]
+            keys.append(str(key))
+    match item["type"]:
+        case "missing":
+            keys.append(str(item["loc"][-1]))
+        case "union_tag_invalid":
+            keys.append("name")
+        case "unknown_key" | "bool":
+            keys.append(item["ctx"]["key"])
+    return tuple(keys)
+
+
+def _mistake(path: str, items: Sequence[Mapping[str, Any]]) -> str:
+    item = items[0]
+    context = item.get("ctx", {})
+    match item["type"]:
+        case "unknown_key":
+            return f"unknown key `{path}`; {context['hint']}"
+        case "bool":
+            return f"`{path}` {item['msg']}"
+        case "value_error":
+            return f"`{path}`: {context['error']}" if path else str(context["error"])
+        case "missing":
+            return f"`{path}` is missing"
+        case "union_tag_invalid":
+            return f"`{path}` expected a loss, got {_show(context['tag'])}; {did_you_mean(context['tag'], TERMS)}"
+        case "union_tag_not_found":
+            return f"`{path}` expected a term with a `name`, one of {', '.join(TERMS)}; got {_show(item['input'])}"
+    expected = " or ".join(_expected(item) for item in items)
+    hint = ""
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        nearest = difflib.get_close_matches(item["input"].lower(), re.findall(r"'([^']*)'", expected), n=1, cutoff=0.55)
+        hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
+    return f"`{path}` expected {expected}, got {_show(item['input'])}{hint}"
+
+
+def _expected(item: Mapping[str, Any]) -> str:
+    """Return pydantic's expectation in a user's words; its own where we have none."""
+    words = _EXPECTED.get(item["type"])
+    return words.format(**item.get("ctx", {})) if words else item["msg"].removeprefix("Input should be ")
+
+
+_EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "options as `key: value`",
+    "model_type": "options as `key: value`",
+    "model_attributes_type": "a term as `name: LOSS`",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "int_type": "an integer",
+    "string_type": "a string",
+    "string_pattern_mismatch": "letters, digits, `-` and `_`",
+    "tuple_type": "a list",
+    "too_short": "at least {min_length} entries",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+}
+
+
+def _show(value: Any) -> str:
+    """The value as YAML on one line, cut after 60 characters."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    text = " ".join(text.removesuffix("\n...\n").split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
