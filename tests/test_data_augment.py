@@ -1,0 +1,110 @@
+"""Crop, flip and cutout equal a loop over pixels, and each sample's view is its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from limbeck.config import AugmentOptions
+from limbeck.data import augment
+from limbeck.data.draws import integers
+
+H, W = 6, 5
+BLACK = (-0.8, 2.5)
+
+
+def images_of(n: int) -> torch.Tensor:
+    return 1 + torch.arange(n * 2.0 * H * W).view(n, 2, H, W)
+
+
+def view(images, options, indices, *, seed=3, epoch=2, black=BLACK):
+    return augment(images, options, seed=seed, epoch=epoch, indices=indices, black=black)
+
+
+def draw(name: str, index: int, high: int, size: tuple[int, ...] = ()) -> list[int] | int:
+    return integers(3, 2, torch.tensor([index]), name, high, size)[0].tolist()
+
+
+def twin(image: torch.Tensor, options: AugmentOptions, index: int) -> torch.Tensor:
+    """Pixel by pixel: pad, crop, flip, cut out."""
+    p = options.crop_padding
+    (down,), (right,) = draw("crop", index, 2 * p + 1, (2, 1))
+    flipped = options.flip and draw("flip", index, 2) == 1
+    centre = draw("cutout row", index, H), draw("cutout column", index, W)
+    out = torch.empty_like(image)
+    for c in range(2):
+        padded = torch.full((H + 2 * p, W + 2 * p), BLACK[c])
+        padded[p : p + H, p : p + W] = image[c]
+        for y in range(H):
+            for x in range(W):
+                out[c, y, x] = padded[down + y, right + (W - 1 - x if flipped else x)]
+                top, left = (place - options.cutout // 2 for place in centre)
+                if top <= y < top + options.cutout and left <= x < left + options.cutout:
+                    out[c, y, x] = 0
+    return out
+
+
+@pytest.mark.parametrize("crop_padding", [0, 1, 3, 9])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("cutout", [0, 1, 2, 3, 20])
+def test_augment_equals_a_loop_over_pixels(crop_padding, flip, cutout):
+    options = AugmentOptions(crop_padding=crop_padding, flip=flip, cutout=cutout)
+    indices = torch.tensor([0, 5, 2, 77, 1000, 12, 13, 14])
+    images = images_of(len(indices))
+    expected = torch.stack([twin(image, options, i) for image, i in zip(images, indices.tolist(), strict=True)])
+    assert torch.equal(view(images, options, indices), expected)
+
+
+EVERYTHING = AugmentOptions(crop_padding=2, flip=True, cutout=2)
+
+
+def test_a_view_does_not_depend_on_the_batch():
+    images, indices = images_of(20), torch.arange(20)
+    whole = view(images, EVERYTHING, indices)
+    some = torch.tensor([13, 4, 4, 19])
+    assert torch.equal(view(images[some], EVERYTHING, some), whole[some])
+
+
+def test_samples_epochs_and_seeds_have_views_of_their_own():
+    one, indices = images_of(1).expand(200, -1, -1, -1), torch.arange(200)
+    first = view(one, EVERYTHING, indices)
+    assert len(first.flatten(1).unique(dim=0)) > 100
+    assert not torch.equal(first, view(one, EVERYTHING, indices, epoch=3))
+    assert not torch.equal(first, view(one, EVERYTHING, indices, seed=4))
+
+
+def test_half_of_the_images_are_flipped():
+    images = images_of(1).expand(4000, -1, -1, -1)
+    flipped = (view(images, AugmentOptions(flip=True), torch.arange(4000)) == images.flip(3)).all(dim=(1, 2, 3))
+    assert abs(flipped.double().mean() - 0.5) < 5 * 0.5 / 4000**0.5
+
+
+def test_every_crop_is_as_frequent():
+    images = images_of(1).expand(9000, -1, -1, -1)
+    views = view(images, AugmentOptions(crop_padding=1), torch.arange(9000))
+    counts = views.flatten(1).unique(dim=0, return_counts=True)[1]
+    assert len(counts) == 9
+    assert (counts - 1000).abs().max() < 5 * (9000 / 9 * 8 / 9) ** 0.5
+
+
+def test_padding_before_normalising_is_padding_with_black():
+    pixels, mean, std = torch.rand(30, 1, 6, 6, generator=torch.Generator().manual_seed(0)), 0.3, 0.4
+    options, indices = AugmentOptions(crop_padding=2), torch.arange(30)
+    raw = view(pixels, options, indices, black=(0.0,))
+    torch.testing.assert_close((raw - mean) / std, view((pixels - mean) / std, options, indices, black=(-mean / std,)))
+
+
+def test_nothing_asked_for_is_nothing_done():
+    images = images_of(3)
+    assert view(images, AugmentOptions(), torch.arange(3)) is images
+
+
+@pytest.mark.parametrize("options", [EVERYTHING, AugmentOptions(flip=True), AugmentOptions(cutout=3)])
+def test_the_input_is_not_written_to(options):
+    images = images_of(8)
+    view(images, options, torch.arange(8))
+    assert torch.equal(images, images_of(8))
+
+
+def test_an_empty_batch_stays_empty():
+    assert view(images_of(0), EVERYTHING, torch.arange(0)).shape == (0, 2, H, W)

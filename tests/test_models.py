@@ -1,0 +1,114 @@
+"""Networks: their sizes, their seeds, and that the head of the features is the forward pass."""
+
+from __future__ import annotations
+
+import itertools
+import typing
+
+import pytest
+import torch
+from torch import nn
+
+from limbeck.config import ModelOptions
+from limbeck.models import MODELS, build_model
+
+SMALL, LARGE = (1, 8, 8), (3, 32, 32)
+
+
+def build(name="convnet", *, image_shape=SMALL, num_classes=10, seed=0, **sizes):
+    return build_model(ModelOptions(name=name, **sizes), image_shape=image_shape, num_classes=num_classes, seed=seed)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_name_of_the_configuration_has_a_network():
+    assert list(MODELS) == list(typing.get_args(ModelOptions.model_fields["name"].annotation))
+
+
+@pytest.mark.parametrize(("width", "depth"), [(16, 1), (16, 2), (5, 3)])
+def test_the_mlp_has_the_parameters_of_its_formula(width, depth):
+    hidden = 64 * width + (depth - 1) * width * width + depth * 2 * width
+    model = build("mlp", width=width, depth=depth)
+    assert parameters(model) == hidden + (width + 1) * 10
+    assert model.head.in_features == width
+
+
+@pytest.mark.parametrize(("width", "depth"), [(16, 1), (16, 2), (4, 3)])
+def test_the_convnet_has_the_parameters_of_its_formula(width, depth):
+    channels = [3] + [width * 2**stage for stage in range(depth)]
+    convolutions = sum(9 * a * b for a, b in itertools.pairwise(channels))
+    model = build(image_shape=LARGE, width=width, depth=depth)
+    assert parameters(model) == convolutions + sum(2 * c for c in channels[1:]) + (channels[-1] + 1) * 10
+    assert model.head.in_features == channels[-1]
+
+
+def test_parameters_are_counted():
+    assert parameters(build("mlp", width=16, depth=2)) == 1514
+    assert parameters(build("convnet", width=16, depth=2)) == 5178
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("image_shape", [SMALL, LARGE, (1, 28, 28), (2, 7, 5)])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_logits_are_the_head_of_the_features(name, image_shape, depth):
+    model = build(name, image_shape=image_shape, num_classes=7, width=4, depth=depth, dropout=0.5).eval()
+    images = torch.rand(6, *image_shape, generator=torch.Generator().manual_seed(0))
+    features = model.forward_features(images)
+    assert features.shape == (6, model.head.in_features)
+    assert model(images).shape == (6, 7)
+    assert torch.equal(model(images), model.head(features))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name):
+    one, same, other = (
+        build(name, seed=4).state_dict(),
+        build(name, seed=4).state_dict(),
+        build(name, seed=5).state_dict(),
+    )
+    assert all(torch.equal(one[k], same[k]) for k in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+    assert any(not torch.equal(one[k], other[k]) for k in one if k.startswith("features"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_do_not_depend_on_the_random_state_and_leave_it_alone(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        first = build(name).state_dict()
+        torch.manual_seed(2)
+        state = torch.get_rng_state()
+        second = build(name).state_dict()
+        assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_acts_on_the_head_in_training_only(name):
+    model = build(name, dropout=0.5)
+    images = torch.rand(6, *SMALL, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert torch.equal(model.forward_features(images), model.forward_features(images))
+        assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_dropout_training_draws_nothing(name):
+    """So that a run does not depend on torch's random state unless it asks to."""
+    model = build(name, dropout=0.0)
+    state = torch.get_rng_state()
+    model(torch.zeros(4, *SMALL)).sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_receives_a_gradient(name):
+    model = build(name)
+    images = torch.rand(8, *SMALL, generator=torch.Generator().manual_seed(0))
+    nn.functional.cross_entropy(model(images), torch.arange(8)).backward()
+    assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in model.parameters())
