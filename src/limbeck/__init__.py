@@ -1,1 +1,101 @@
-"""Divergence losses for knowledge distillation and adversarial training."""
+"""Divergence losses for knowledge distillation and adversarial training.
+
+Nothing is imported until it is used, so that `limbeck --help` and configuration errors never wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "functional": (
+        "dkl_divergence",
+        "gkl_divergence",
+        "gkl_normalizer",
+        "ikl_divergence",
+        "js_divergence",
+        "kl_divergence",
+        "reverse_kl_divergence",
+        "skew_kl_divergence",
+        "soft_cross_entropy",
+        "total_variation",
+        "weighted_mse",
+    ),
+    "losses": (
+        "ClassPrior",
+        "DKLLoss",
+        "GKLLoss",
+        "IKLLoss",
+        "JSLoss",
+        "KLLoss",
+        "ReverseKLLoss",
+        "translate",
+    ),
+}
+_HOMES = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    "ClassPrior",
+    "DKLLoss",
+    "GKLLoss",
+    "IKLLoss",
+    "JSLoss",
+    "KLLoss",
+    "ReverseKLLoss",
+    "dkl_divergence",
+    "functional",
+    "gkl_divergence",
+    "gkl_normalizer",
+    "ikl_divergence",
+    "js_divergence",
+    "kl_divergence",
+    "losses",
+    "reverse_kl_divergence",
+    "skew_kl_divergence",
+    "soft_cross_entropy",
+    "total_variation",
+    "translate",
+    "weighted_mse",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _ROOMS:
+        return import_module(f"limbeck.{name}")
+    if name in _HOMES:
+        return getattr(import_module(f"limbeck.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+if TYPE_CHECKING:
+    from limbeck import functional, losses
+    from limbeck.functional import (
+        dkl_divergence,
+        gkl_divergence,
+        gkl_normalizer,
+        ikl_divergence,
+        js_divergence,
+        kl_divergence,
+        reverse_kl_divergence,
+        skew_kl_divergence,
+        soft_cross_entropy,
+        total_variation,
+        weighted_mse,
+    )
+    from limbeck.losses import (
+        ClassPrior,
+        DKLLoss,
+        GKLLoss,
+        IKLLoss,
+        JSLoss,
+        KLLoss,
+        ReverseKLLoss,
+        translate,
+    )

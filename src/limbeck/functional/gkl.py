@@ -269,9 +269,9 @@ def gkl_divergence(
     check_pair(logits, target_logits)
     check_positive("temperature", temperature)
     check_reduction(reduction)
-    _check_normalizer(normalizer, weight_power)
+    check_normalizer(normalizer, weight_power)
     _check_mask(mask, logits)
-    weight = _powered(_rows(prior, labels, logits), weight_power, fresh=labels is not None)
+    weight = _powered(class_rows(prior, labels, logits), weight_power, fresh=labels is not None)
     terms = Terms(mse_weight, ce_weight, 1.0, temperature, True, normalizer, reduction)
     return pair_divergence(logits, target_logits, weight, mask, terms)
 
@@ -316,13 +316,13 @@ def gkl_normalizer(
             check_integer_labels(labels, labels.shape, len(prior))
             mass = _powered(prior, weight_power, fresh=False).to(widest(prior)).sum(-1)[labels]
         else:
-            rows = prior if labels is None else _rows(prior, labels, labels)
+            rows = prior if labels is None else class_rows(prior, labels, labels)
             mass = _powered(rows, weight_power, fresh=labels is not None).to(widest(prior)).sum(-1)
         squares = mass * mass
         return (squares if mask is None else squares.masked_fill(~mask, 0.0)).sum()
 
 
-def _rows(prior: Tensor, labels: Tensor | None, logits: Tensor) -> Tensor:
+def class_rows(prior: Tensor, labels: Tensor | None, logits: Tensor) -> Tensor:
     """One un-powered row per sample."""
     if labels is None:
         _check_rows("prior", prior, logits)
@@ -357,7 +357,8 @@ def _check_rows(name: str, rows: Tensor, logits: Tensor) -> None:
         raise ValueError(f"`{name}` expected one row per sample, shape {tuple(logits.shape)}, got {tuple(rows.shape)}")
 
 
-def _check_normalizer(normalizer: Normalizer | Tensor, weight_power: float) -> None:
+def check_normalizer(normalizer: Normalizer | Tensor, weight_power: float) -> None:
+    """A known word or a 0-d tensor; warn where the choice scales the loss with the number of classes."""
     if isinstance(normalizer, Tensor):
         if normalizer.dim() != 0:
             raise ValueError(f"`normalizer` expected a word or a 0-d tensor, got shape {tuple(normalizer.shape)}")

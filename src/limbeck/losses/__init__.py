@@ -1,0 +1,21 @@
+"""Losses as modules: a function, its options checked once, and, for class-wise ones, a memory. Needs torch alone."""
+
+from limbeck.losses.base import DivergenceLoss
+from limbeck.losses.class_prior import ClassPrior, PriorStatus
+from limbeck.losses.gkl import DKLLoss, GKLLoss, IKLLoss
+from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
+from limbeck.losses.notation import Translation, translate
+
+__all__ = [
+    "ClassPrior",
+    "DKLLoss",
+    "DivergenceLoss",
+    "GKLLoss",
+    "IKLLoss",
+    "JSLoss",
+    "KLLoss",
+    "PriorStatus",
+    "ReverseKLLoss",
+    "Translation",
+    "translate",
+]
