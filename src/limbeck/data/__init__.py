@@ -61,6 +61,12 @@ def build_data(options: DataOptions) -> DataBundle:
 
     Raises:
         UserError: The package that ships the data is missing, or the split is impossible.
+
+    Example:
+        >>> from limbeck.config import DataOptions
+        >>> data = build_data(DataOptions(labels_per_class=40, imbalance=20))
+        >>> data.train.class_counts.tolist()
+        [40, 29, 21, 15, 11, 8, 5, 4, 3, 2]
     """
     dataset = DATASETS[options.name]
     images, labels = dataset.load()

@@ -45,6 +45,12 @@ def augment(
 
     Raises:
         TypeError: `indices` is not int64 of one dimension.
+
+    Example:
+        >>> from limbeck.config import AugmentOptions
+        >>> images, indices = torch.tensor([[[[1.0, 2.0, 3.0]]]]).expand(4, -1, -1, -1), torch.arange(4)
+        >>> augment(images, AugmentOptions(flip=True), seed=0, epoch=1, indices=indices)[:, 0, 0].tolist()
+        [[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
     """
     if not (options.crop_padding or options.flip or options.cutout):
         return images

@@ -78,6 +78,16 @@ def epoch_batches(
 
     Yields:
         `Batch`, with steps from `start_step` on.
+
+    Example:
+        >>> import torch
+        >>> from limbeck.data import Source
+        >>> source = Source(torch.zeros(5, 1, 2, 2), torch.arange(5))
+        >>> [len(b.labels) for b in epoch_batches(source, batch_size=2, seed=0, epoch=1, drop_last=False)]
+        [2, 2, 1]
+        >>> resumed = epoch_batches(source, batch_size=2, seed=0, epoch=1, drop_last=False, start_step=2)
+        >>> [b.step for b in resumed]
+        [2]
     """
     order = permutation(seed, epoch, len(source))
     for step in range(start_step, steps_per_epoch(len(source), batch_size, drop_last)):

@@ -38,6 +38,12 @@ def build_model(options: ModelOptions, *, image_shape: tuple[int, int, int], num
 
     Returns:
         The network, in training mode. torch's random state is as before.
+
+    Example:
+        >>> from limbeck.config import ModelOptions
+        >>> model = build_model(ModelOptions(name="mlp"), image_shape=(1, 8, 8), num_classes=10, seed=0)
+        >>> model(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     constructor = MODELS[options.name]
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,204 @@
+"""Imports go one way, the losses need torch alone, and nothing heavy is imported before it is used.
+
+The arrows: cli -> engine -> objectives -> losses -> functional -> (lazily) kernels, with data, models and config
+beside; cli -> analysis, which reads files only; adapters -> losses.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import limbeck
+
+PACKAGE = Path(limbeck.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+COMMAND_LINE = {"__main__", "cli", "commands", "demo", "listings"}
+SETTINGS = {"config", "errors"}
+# Room, or module beside the rooms -> what it may import, at module level or inside functions.
+ARROWS: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "config_errors": SETTINGS,
+    "config_files": {"config_errors"} | SETTINGS,
+    "kernels": set(),
+    "functional": {"kernels"},
+    "losses": {"functional"},
+    "adversary": set(),
+    "adapters": {"losses"},
+    "models": SETTINGS,
+    "data": SETTINGS,
+    "objectives": {"losses", "functional", "adversary"} | SETTINGS,
+    "engine": {"objectives", "adversary", "models", "data", "config_files"} | SETTINGS,
+    "analysis": {"errors"},
+    **{module: {"engine", "analysis", "config_files"} | SETTINGS | COMMAND_LINE for module in COMMAND_LINE},
+}
+TORCH_ALONE = {"functional", "kernels", "losses", "adversary", "models", "data", "objectives"}
+TORCH_NEVER = {"analysis"}
+QUICK = {"errors", "config", "config_errors", "config_files"} | COMMAND_LINE  # help and errors must answer at once
+HEAVY = {"torch", "numpy", "scipy", "safetensors"}
+OPTIONAL = {"scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}  # imported where they are used
+
+
+class Import(NamedTuple):
+    """One imported module."""
+
+    module: str
+    line: int
+    runs: bool  # when the file is imported, so neither in a function nor for the type checker only
+
+
+def imports(code: str, package: str) -> list[Import]:
+    """Return all imports of a file that lies in `package`, relative ones resolved."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, runs: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, runs) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(
+                    [*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])]
+                )
+            found.extend(Import(f"{base}.{alias.name}", node.lineno, runs) for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                visit(child, runs=False)
+            for child in node.orelse:
+                visit(child, runs)
+        else:
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                visit(child, runs and not inside)
+
+    visit(ast.parse(code), runs=True)
+    return found
+
+
+def wrong(room: str, imported: Import) -> str | None:
+    """Return what is wrong with an import that stands in `room`; None if nothing is."""
+    root, *rest = imported.module.split(".")
+    if root == "limbeck":
+        target = rest[0]
+        if room == "__init__":
+            return f"the package imports `{target}` when it is imported" if imported.runs else None
+        if target == room:
+            return None
+        if target not in ARROWS[room]:
+            return f"no arrow leads from `{room}` to `{target}`"
+        return "kernels are imported lazily" if target == "kernels" and imported.runs else None
+    if root in sys.stdlib_module_names:
+        return None
+    if room in TORCH_NEVER and root == "torch":
+        return f"`{room}` reads files and never imports torch"
+    if not imported.runs:
+        return None
+    if room == "__init__" or (room in QUICK and root in HEAVY):
+        return f"`{root}` is imported before anything is asked for"
+    if room in TORCH_ALONE and root != "torch":
+        return f"`{room}` needs torch alone"
+    if root in OPTIONAL or imported.module.startswith("torch.utils.tensorboard"):
+        return f"`{root}` is optional: import it where it is used"
+    return None
+
+
+def complaints(room: str, code: str, package: str = "limbeck.room") -> list[str]:
+    found = [(imported, wrong(room, imported)) for imported in imports(code, package)]
+    return [f"line {imported.line}: {what}" for imported, what in found if what]
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_one_way(file):
+    room = room_of(file)
+    assert room == "__init__" or room in ARROWS, f"say in ARROWS what `{room}` may import"
+    package = ".".join(["limbeck", *file.relative_to(PACKAGE).parts[:-1]])
+    assert complaints(room, file.read_text(encoding="utf-8"), package) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "code", "complaint"),
+    [
+        ("losses", "from limbeck.engine import fit", "no arrow leads from `losses` to `engine`"),
+        ("losses", "def f():\n    import limbeck.config", "no arrow leads from `losses` to `config`"),
+        ("losses", "from ..models import build_model", "no arrow leads from `losses` to `models`"),
+        ("data", "from limbeck import engine", "no arrow leads from `data` to `engine`"),
+        ("models", "if TYPE_CHECKING:\n    from limbeck.engine import fit", "no arrow leads from `models` to `engine`"),
+        ("losses", "from limbeck import GKLLoss", "no arrow leads from `losses` to `GKLLoss`"),
+        ("functional", "from limbeck.kernels import gkl", "kernels are imported lazily"),
+        ("functional", "import numpy as np", "`functional` needs torch alone"),
+        ("data", "try:\n    import sklearn\nexcept ImportError:\n    pass", "`data` needs torch alone"),
+        ("analysis", "def f():\n    import torch", "`analysis` reads files and never imports torch"),
+        ("analysis", "import matplotlib.pyplot", "`matplotlib` is optional: import it where it is used"),
+        (
+            "engine",
+            "from torch.utils.tensorboard import SummaryWriter",
+            "`torch` is optional: import it where it is used",
+        ),
+        ("config", "import torch", "`torch` is imported before anything is asked for"),
+        ("cli", "class A:\n    import numpy", "`numpy` is imported before anything is asked for"),
+        ("__init__", "from limbeck.losses import GKLLoss", "the package imports `losses` when it is imported"),
+        ("__init__", "import torch", "`torch` is imported before anything is asked for"),
+    ],
+)
+def test_a_wrong_arrow_is_seen(room, code, complaint):
+    assert [found.split(": ", 1)[1] for found in complaints(room, code)] == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("room", "code"),
+    [
+        ("losses", "import math\nimport torch\nfrom torch import nn\nfrom limbeck.functional import gkl_divergence"),
+        ("losses", "from .base import Loss\nfrom limbeck.losses.base import Loss"),
+        ("functional", "def f():\n    from limbeck.kernels import gkl\n    import triton"),
+        ("data", "def f():\n    import sklearn.datasets"),
+        ("analysis", "import numpy as np\ndef draw():\n    import matplotlib.pyplot"),
+        ("cli", "def train():\n    from limbeck.engine.fit import fit"),
+        ("__init__", "if TYPE_CHECKING:\n    from limbeck.losses import GKLLoss\ndef f():\n    import torch"),
+    ],
+)
+def test_a_right_arrow_is_left_alone(room, code):
+    package = f"limbeck.{room}"
+    assert complaints(room, code, package) == []
+
+
+def test_no_code_lies_deeper_than_a_room():
+    assert [file for file in FILES if len(file.relative_to(PACKAGE).parts) > 2] == []
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the top-level modules that a new interpreter holds after `code`."""
+    run = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+    return set(subprocess.run(run, check=True, capture_output=True, text=True).stdout.split())
+
+
+def test_importing_the_package_imports_no_torch():
+    loaded = modules_after("import limbeck")
+    assert not loaded & (HEAVY | {"pydantic", "limbeck.losses"})
+
+
+@pytest.mark.parametrize("module", ["errors", "config", "config_files", "cli", "commands"])
+def test_reading_the_command_line_imports_no_torch(module):
+    assert not modules_after(f"import limbeck.{module}") & HEAVY
+
+
+def test_analysis_imports_no_torch():
+    names = [f"limbeck.analysis.{file.stem}" for file in (PACKAGE / "analysis").glob("[a-z]*.py")]
+    assert not modules_after(f"import limbeck.analysis, {', '.join(names)}") & {"torch", "matplotlib"}
+
+
+def test_functions_losses_data_and_models_import_with_torch_alone():
+    others = ["pydantic", "yaml", "typer", "rich", "safetensors", "scipy", "sklearn", "mlxtend", "matplotlib", "triton"]
+    rooms = ["functional", "losses", "data", "models"]
+    code = f"sys.modules.update(dict.fromkeys({others}))\nimport " + ", ".join(f"limbeck.{room}" for room in rooms)
+    assert "limbeck.models.mlp" in modules_after(code)
