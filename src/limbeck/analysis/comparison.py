@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck.analysis.run_files import Run, read_json
+from limbeck.analysis.run_files import Run, read_versioned
 from limbeck.analysis.statistics import PairedDifference, Spread, holm, paired_difference, spread, verdict
 from limbeck.errors import UserError
 
@@ -162,7 +162,7 @@ class _Plan:
 
 
 def _plan(path: Path) -> _Plan:
-    content = read_json(path, way_out=WAY_OUT)
+    content = read_versioned(path, way_out=WAY_OUT)
     try:
         seeds, rows = tuple(int(seed) for seed in content["seeds"]), {}
         for name, row in content["rows"].items():

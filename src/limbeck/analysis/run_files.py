@@ -57,7 +57,12 @@ class Run:
     @cached_property
     def results(self) -> dict[str, Any]:
         """Content of results.json."""
-        return read_json(self.folder / "results.json", way_out="finish the run with `limbeck train ... --resume`")
+        return read_versioned(self.folder / "results.json", way_out="finish the run with `limbeck train ... --resume`")
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Content of environment.json."""
+        return read_object(self.folder / "environment.json", way_out="train the run again")
 
     @cached_property
     def epochs(self) -> tuple[dict[str, Any], ...]:
@@ -87,7 +92,7 @@ class Run:
         return None if value is None else float(value)
 
 
-def read_json(path: Path, *, way_out: str) -> dict[str, Any]:
+def read_object(path: Path, *, way_out: str) -> dict[str, Any]:
     """Return the JSON object in `path`; a UserError ending in `way_out` when it is missing or unreadable."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -95,8 +100,16 @@ def read_json(path: Path, *, way_out: str) -> dict[str, Any]:
         raise UserError(f"{path} is missing; {way_out}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); {way_out}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        got = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}; {way_out}")
+    return content
+
+
+def read_versioned(path: Path, *, way_out: str) -> dict[str, Any]:
+    """Return the JSON object in `path` as `read_object`, its `format` checked."""
+    content = read_object(path, way_out=way_out)
+    if content.get("format") != FORMAT:
+        got = content.get("format")
         raise UserError(f"{path}: expected format {FORMAT} of this version of limbeck, got {got}; {way_out}")
     return content
 

@@ -1,0 +1,100 @@
+"""Learning curves: training loss, validation NLL and validation top-1 over the epochs, mean and range over seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from limbeck.analysis.style import TEACHER, look
+from limbeck.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+    from limbeck.analysis.run_files import Array, Run
+
+Quantity = Literal["train_loss", "nll", "top1"]
+
+LABELS: dict[Quantity, str] = {
+    "train_loss": "training loss",
+    "nll": "validation NLL, nats",
+    "top1": "validation top-1, %",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One row: `epochs` (E,), and each quantity's values (runs, E); validation quantities are absent without one."""
+
+    epochs: Array
+    values: Mapping[Quantity, Array]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Learning curves by row, and the first teacher's validation top-1 in percent (None without)."""
+
+    rows: Mapping[str, Curve]
+    teacher: float | None
+
+    def has(self, quantity: Quantity) -> bool:
+        """Whether every row has the quantity."""
+        return all(quantity in curve.values for curve in self.rows.values())
+
+
+def compute(rows: Mapping[str, Sequence[Run]]) -> Curves:
+    """Return the learning curves of the runs of each row, over the epochs that all runs of the row have reached."""
+    curves = {name: _curve(runs) for name, runs in rows.items()}
+    run = next(iter(rows.values()))[0]
+    teachers = run.results.get("teachers") if run.finished else None
+    top1 = ((teachers[0] or {}).get("validation") or {}).get("top1") if teachers else None
+    return Curves(curves, None if top1 is None else 100 * float(top1))
+
+
+def draw(result: Curves, axes: Axes, quantity: Quantity = "top1") -> Axes:
+    """Draw one quantity: the mean over the runs of a row as a line, their range as a band."""
+    for index, (name, curve) in enumerate(result.rows.items()):
+        values, style = curve.values[quantity], look(index)
+        axes.plot(curve.epochs, values.mean(0), label=name, **style)
+        if len(values) > 1:
+            axes.fill_between(curve.epochs, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
+    if quantity == "top1" and result.teacher is not None:
+        axes.axhline(result.teacher, color=TEACHER, linewidth=1, linestyle=":", label="teacher")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(LABELS[quantity])
+    _leave_out_the_first_epochs(result, axes, quantity)
+    axes.legend(loc="lower right" if quantity == "top1" else "upper right")
+    return axes
+
+
+def _leave_out_the_first_epochs(result: Curves, axes: Axes, quantity: Quantity) -> None:
+    """Fit the y axis to the last 80 % of the epochs: the first would press all later differences flat."""
+    later = [curve.values[quantity][:, len(curve.epochs) // 5 :] for curve in result.rows.values()]
+    low, high = min(float(v.min()) for v in later), max(float(v.max()) for v in later)
+    if quantity == "top1" and result.teacher is not None:
+        high = max(high, result.teacher)
+    margin = 0.06 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _curve(runs: Sequence[Run]) -> Curve:
+    length = min(len(run.epochs) for run in runs)
+    if length == 0:
+        raise UserError(f"{runs[0].folder / 'metrics.jsonl'}: no epoch is finished yet, so there is nothing to draw")
+    lines = [run.epochs[:length] for run in runs]
+    try:
+        epochs = np.array([line["epoch"] for line in lines[0]])
+        values: dict[Quantity, Array] = {
+            "train_loss": np.array([[line["train"]["loss"] for line in run] for run in lines])
+        }
+        if all(line["validation"] is not None for run in lines for line in run):
+            values["nll"] = np.array([[line["validation"]["nll"] for line in run] for run in lines])
+            values["top1"] = 100 * np.array([[line["validation"]["top1"] for line in run] for run in lines])
+    except (KeyError, TypeError) as error:
+        folders = ", ".join(str(run.folder) for run in runs)
+        raise UserError(f"metrics.jsonl of {folders}: an epoch lacks {error}; train the run again") from error
+    return Curve(epochs, values)

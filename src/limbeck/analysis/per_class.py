@@ -1,0 +1,61 @@
+"""Test accuracy on each class beside the number of training images: who pays for a long tail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from limbeck.analysis.style import class_axis, legend_above, marker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+    from limbeck.analysis.run_files import Array, Run
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """Accuracy in percent by row (runs, C), columns in `order`: classes from most to fewest training images (C,)."""
+
+    order: Array
+    counts: Array
+    rows: Mapping[str, Array]
+
+
+def compute(rows: Mapping[str, Sequence[Run]]) -> PerClass:
+    """Return the accuracy on each class for the runs of each row."""
+    counts = next(iter(rows.values()))[0].test_scores.train_counts
+    order = np.argsort(-counts, kind="stable")
+    accuracies = {
+        name: 100 * np.stack([run.test_scores.accuracy for run in runs])[:, order] for name, runs in rows.items()
+    }
+    return PerClass(order, counts[order], accuracies)
+
+
+def draw(result: PerClass, axes: Axes) -> Axes:
+    """Draw a marker per row and class with its standard deviation over seeds; the bars behind count the images."""
+    classes = len(result.order)
+    behind = axes.twinx()
+    behind.bar(range(classes), result.counts, width=0.9, color="#EEEEEE", zorder=0)
+    behind.set_ylim(0, result.counts.max() * 1.02)
+    behind.set_ylabel("training images (bars)", color="#777777")
+    behind.tick_params(axis="y", colors="#777777")
+    behind.grid(visible=False)
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    step = 0.7 / max(len(result.rows), 2)
+    for index, (name, accuracy) in enumerate(result.rows.items()):
+        place = np.arange(classes) + step * (index - (len(result.rows) - 1) / 2)
+        error = accuracy.std(0, ddof=1) if len(accuracy) > 1 else None
+        size = 5 if classes <= 20 else 2
+        axes.errorbar(
+            place, accuracy.mean(0), error, label=name, linestyle="none", markersize=size, elinewidth=1, **marker(index)
+        )
+    class_axis(axes, [str(label) for label in result.order], "class, from most to fewest training images")
+    axes.set_ylabel("test accuracy, %")
+    legend_above(axes)
+    return axes

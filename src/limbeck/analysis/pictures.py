@@ -1,0 +1,168 @@
+"""The pictures of a run and of a comparison: which there are, their titles and captions, their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from limbeck.analysis import (
+    convergence,
+    curves,
+    differences,
+    margins,
+    per_class,
+    predicted_scores,
+    prior,
+)
+from limbeck.analysis.comparison import summarise
+from limbeck.analysis.run_files import Run, read_run
+from limbeck.analysis.style import new_figure, png, styled
+from limbeck.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from limbeck.analysis.comparison import Comparison
+
+    Rows = Mapping[str, Sequence[Run]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture: `name` of its file without suffix, its title, how to read it, and the PNG."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+def draw_run(run: Path, out: Path) -> list[Path]:
+    """Draw the pictures of the run folder `run` into the folder `out`, made when missing; return the files.
+
+    A run that is not finished has learning curves only.
+
+    Raises:
+        UserError: no run folder, a damaged file, a folder that cannot be written, or matplotlib is not installed.
+    """
+    opened = read_run(run)
+    rows = {run.name: [opened]}
+    with styled():
+        return save([*_learning(rows), *(_predictions(rows, None) if opened.finished else ())], out)
+
+
+def draw_comparison(folder: Path) -> list[Path]:
+    """Draw the pictures of a comparison into its folder; return the files. Errors as `draw_run`."""
+    return save(comparison_pictures(summarise(folder)), folder)
+
+
+def comparison_pictures(comparison: Comparison) -> list[Picture]:
+    """Return the pictures of a comparison, each row at its chosen setting."""
+    rows = comparison.selected_runs()
+    with styled():
+        return [*_differences(comparison), *_learning(rows), *_predictions(rows, comparison.baseline)]
+
+
+def save(pictures: Sequence[Picture], out: Path) -> list[Path]:
+    """Write each picture as a PNG file into `out`; return the paths."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        paths = [out / f"{picture.name}.png" for picture in pictures]
+        for path, picture in zip(paths, pictures, strict=True):
+            path.write_bytes(picture.png)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}); choose another folder") from error
+    return paths
+
+
+def _differences(comparison: Comparison) -> Iterator[Picture]:
+    if comparison.baseline is None or len(comparison.rows) < 2:
+        return
+    result = differences.compute(comparison)
+    figure, (axes,) = new_figure(0.9 + 0.62 * len(result.rows))
+    differences.draw(result, axes).set_title(title := f"Which losses differ from {comparison.baseline}?")
+    caption = (
+        f"Test top-1 less that of {comparison.baseline}, paired by seed. Small dots: seeds. Diamond: their mean. "
+        "Bar: 95 % t-interval, absent where no test can be made. An interval that covers 0 shows no difference."
+    )
+    yield Picture("differences", title, caption, png(figure))
+
+
+def _learning(rows: Rows) -> Iterator[Picture]:
+    """Draw what metrics.jsonl holds. Losses differ in scale between rows: several rows show validation NLL instead."""
+    result, several = curves.compute(rows), len(rows) > 1
+    wanted: tuple[curves.Quantity, ...] = ("nll" if several else "train_loss", "top1")
+    titles: dict[curves.Quantity, str] = {
+        "train_loss": "Loss on training images",
+        "nll": "NLL on validation images",
+        "top1": "Accuracy on validation images",
+    }
+    shown = [quantity for quantity in wanted if result.has(quantity)] or ["train_loss"]
+    figure, panels = new_figure(3.4, 1, len(shown))
+    for axes, quantity in zip(panels, shown, strict=True):
+        curves.draw(result, axes, quantity).set_title(titles[quantity])
+    title = "How training went"
+    bands = " Lines: mean over seeds; bands: their range." if any(len(runs) > 1 for runs in rows.values()) else ""
+    caption = f"Over the epochs.{bands} The vertical axes fit the last four fifths of the epochs."
+    yield Picture("curves", title, caption, png(figure))
+    by_score = convergence.compute(rows)
+    if not by_score.empty:
+        yield _convergence(by_score)
+
+
+def _convergence(result: convergence.Convergence) -> Picture:
+    figure, panels = new_figure(5.2, 2, 2, sharex=True)
+    for quarter, axes in enumerate(panels):
+        convergence.draw(result, axes, quarter).set_title(f"Teacher score: {convergence.QUARTERS[quarter]} quarter")
+    panels[0].legend()
+    panels[0].set_xlabel("")
+    panels[1].set_xlabel("")
+    title = "Which samples are learned sooner"
+    caption = (
+        "Validation accuracy over the epochs on four quarters of the images, by the probability that the teacher gives "
+        "to the true class. A loss that converges faster stands to the left, if anywhere in the lowest quarter."
+    )
+    return Picture("convergence", title, caption, png(figure))
+
+
+def _predictions(rows: Rows, baseline: str | None) -> Iterator[Picture]:
+    """Draw what the predictions on the test split show."""
+    figure, (axes,) = new_figure(3.8)
+    per_class.draw(per_class.compute(rows), axes).set_title(title := "Accuracy on each class")
+    caption = (
+        "Test accuracy by class; whiskers: standard deviation over seeds; grey bars: training images (right axis)."
+    )
+    yield Picture("per_class", title, caption, png(figure))
+    yield _margins(margins.compute(rows), baseline)
+    figure, (axes,) = new_figure(3.8)
+    predicted_scores.draw(predicted_scores.compute(rows), axes).set_title(title := "What is left to the other classes")
+    caption = (
+        "Class-mean predicted scores on the test split, sorted within each class: rank 1 is the true class as a rule. "
+        "The nearer a line is to the teacher's, the more of what it knows of the other classes has come over."
+    )
+    yield Picture("predicted_scores", title, caption, png(figure))
+    with_prior = [(name, run) for name, runs in rows.items() for run in runs if run.test_scores.prior is not None]
+    if with_prior:
+        name, run = with_prior[0]
+        figure, (axes,) = new_figure(5.4)
+        prior.draw(prior.compute(run), axes).set_title(title := f"Class prior of {name}")
+        caption = (
+            "Mean probability vector of each class, which weights the pairs of logits. Numbers are percentages; the "
+            "colours span the entries off the diagonal, so that the classes held for alike stand out."
+        )
+        yield Picture("prior", title, caption, png(figure))
+
+
+def _margins(result: margins.Margins, baseline: str | None) -> Picture:
+    compared = baseline is not None and len(result.rows) > 1
+    figure, panels = new_figure(5.6 if compared else 3.4, 2 if compared else 1)
+    margins.draw(result, panels[0]).set_title("Margin of each class")
+    caption = (
+        "Margin: class-mean probability of the true class less that of its strongest rival, on the test split "
+        "(Eq. 14 of arXiv 2503.08038). Below 0 the class is lost on average."
+    )
+    if compared and baseline is not None:
+        margins.draw_difference(margins.difference(result, baseline), panels[1]).set_title(f"Difference to {baseline}")
+        caption += f" Below: each row less {baseline}; bars above 0 are wider margins."
+    return Picture("margins", "How far the classes stand apart", caption, png(figure))

@@ -1,0 +1,62 @@
+"""Class-mean predicted scores, sorted: how much probability each net leaves to the other classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from limbeck.analysis.style import TEACHER, look
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+    from limbeck.analysis.run_files import Array, Run
+
+
+@dataclass(frozen=True)
+class PredictedScores:
+    """Sorted class-mean scores.
+
+    Attributes:
+        rows: for each row the scores (C, C), mean over its runs: line y holds the class-mean probabilities of class y
+            from the largest to the smallest.
+        teacher: the first teacher's, or None.
+    """
+
+    rows: Mapping[str, Array]
+    teacher: Array | None
+
+
+def compute(rows: Mapping[str, Sequence[Run]]) -> PredictedScores:
+    """Return the sorted class-mean scores on the test split, of each row and of the teacher."""
+    teacher = next(iter(rows.values()))[0].test_scores.teacher_class_means
+    sorted_rows = {
+        name: np.mean([_sorted(run.test_scores.class_means) for run in runs], axis=0) for name, runs in rows.items()
+    }
+    return PredictedScores(sorted_rows, None if teacher is None else _sorted(teacher))
+
+
+def draw(result: PredictedScores, axes: Axes) -> Axes:
+    """Draw the median over the classes at each rank, logarithmic; the band holds the teacher's middle half."""
+    if result.teacher is not None:
+        ranks = np.arange(1, result.teacher.shape[1] + 1)
+        low, middle, high = np.nanquantile(result.teacher, [0.25, 0.5, 0.75], axis=0)
+        axes.fill_between(ranks, low, high, color=TEACHER, alpha=0.15, linewidth=0, label="teacher, middle half")
+        axes.plot(ranks, middle, color=TEACHER, linewidth=3, alpha=0.7, label="teacher")
+    for index, (name, scores) in enumerate(result.rows.items()):
+        axes.plot(np.arange(1, scores.shape[1] + 1), np.nanmedian(scores, axis=0), label=name, **look(index))
+    axes.set_yscale("log")
+    axes.set_xlabel("rank of the score among the classes (1: the largest)")
+    axes.set_ylabel("class-mean score, median over classes")
+    classes = scores.shape[1]
+    axes.set_xticks(range(1, classes + 1, -(-classes // 20)))
+    axes.legend(ncols=2)
+    return axes
+
+
+def _sorted(means: Array) -> Array:
+    return -np.sort(-means, axis=-1)
