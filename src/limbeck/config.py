@@ -62,7 +62,8 @@ class Options(BaseModel):
 class TermOptions(Options):
     """What every term of the objective has, whatever its loss."""
 
-    formula: ClassVar[str]  # per sample; p_t teacher, p_s student, z = logits
+    formula: ClassVar[str]  # per sample: p_t teacher, p_s student
+    name: str
     weight: NonNegative = Field(1.0, description="Factor of the term.")
     warmup_epochs: NonNegative = Field(
         0.0,

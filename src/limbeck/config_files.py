@@ -7,6 +7,7 @@ got, and the nearest name.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from limbeck.config import TERMS, Recipe, TermOptions, did_you_mean
+from limbeck.config_errors import Keys, one_line, show
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 HEADER_FIELDS = ("Source", "Expected", "Spread", "Seeds", "Hardware", "Reproduced")
-
-Keys = tuple[str, ...]
 
 
 # --- YAML -------------------------------------------------------------------------------------------------
@@ -68,7 +68,8 @@ def _parse(text: str, where: str) -> Any:
 
 def dump(recipe: Recipe) -> str:
     """Return the resolved recipe as YAML, every default spelled out; `load_recipe` reads it back to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    data = recipe.model_dump(mode="json")
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
 # --- finding recipes --------------------------------------------------------------------------------------
@@ -120,17 +121,30 @@ def short_name(name_or_path: str) -> str:
     return path.parent.name if path.name == "config.yaml" else path.stem
 
 
-def read_header(path: Path) -> dict[str, str]:
-    """Return the fields of a recipe's leading comment: `# Field: text`, going on in lines `#   text`."""
+def default_folder(name_or_path: str, prefix: str = "") -> Path:
+    """Return where a recipe is trained by default: `runs/<prefix><name, its slashes as hyphens>`."""
+    return Path("runs") / f"{prefix}{short_name(name_or_path)}"
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the comment lines that a recipe begins with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def header_fields(lines: Sequence[str]) -> dict[str, str]:
+    """Return the fields of a header: `# Field: text`, going on in lines that are indented further.
+
+    >>> header_fields(["# A small student.", "# Source: no row", "#   of a paper", "# Seeds: 0"])
+    {'Source': 'no row of a paper', 'Seeds': '0'}
+    """
     fields: dict[str, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
+    for line in lines:
         field = re.match(r"# ([A-Z]\w*): (.*)", line)
         if field:
             fields[field[1]] = field[2].strip()
-        elif fields:
-            fields[next(reversed(fields))] += " " + line.lstrip("# ").strip()
+        elif fields and line.startswith("#  "):
+            fields[next(reversed(fields))] += f" {line[1:].strip()}"
     return fields
 
 
@@ -165,7 +179,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe `{name_or_path}` cannot be read: {error}") from error
     if not isinstance(data, dict):
-        raise UserError(f"{name_or_path}: expected options as `key: value`, got {_show(data)}")
+        raise UserError(f"{name_or_path}: expected options as `key: value`, got {show(data)}")
     recipe = _validate(data, lambda _: str(name_or_path))
     if overrides:
         data = recipe.model_dump(mode="json")
@@ -175,6 +189,20 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             _assign(data, override)
         recipe = _validate(data, lambda keys: _blame(keys, parsed))
     return recipe
+
+
+def check_teachers(recipe: Recipe) -> None:
+    """Find the teachers' recipes, so that a misspelt one is told before anything is loaded or trained.
+
+    Raises:
+        UserError: a teacher's recipe is not there.
+    """
+    for number, teacher in enumerate(recipe.teachers):
+        if teacher.recipe is not None:
+            try:
+                find_recipe(teacher.recipe)
+            except UserError as error:
+                raise UserError(f"`teachers.{number}.recipe`: {error}") from error
 
 
 def select_rows(recipe: Recipe, rows: str | None) -> tuple[str, ...] | None:
@@ -268,21 +296,11 @@ def _index(node: list[Any], key: str, override: Override, depth: int) -> int:
     )
 
 
-# --- errors -----------------------------------------------------------------------------------------------
-
-
 def _validate(data: Any, blame: Callable[[Keys], str]) -> Recipe:
     try:
-        recipe = Recipe.model_validate(data)
+        return Recipe.model_validate(data)
     except ValidationError as error:
-        raise UserError(_one_line(error, data, blame)) from error
-    for number, teacher in enumerate(recipe.teachers):
-        if teacher.recipe is not None:
-            try:
-                find_recipe(teacher.recipe)
-            except UserError as error:
-                raise UserError(f"{blame(('teachers', str(number), 'recipe'))}: teacher's {error}") from error
-    return recipe
+        raise UserError(one_line(error, data, blame)) from error
 
 
 def _blame(keys: Keys, overrides: Sequence[Override]) -> str:
@@ -290,90 +308,3 @@ def _blame(keys: Keys, overrides: Sequence[Override]) -> str:
     setters = [item for item in overrides if keys[: len(item.path)] == item.path]
     inside = [item for item in overrides if item.path[: len(keys)] == keys]
     return " ".join(f"--set {item.text}" for item in setters[-1:] or inside or overrides)
-
-
-def _one_line(error: ValidationError, data: Any, blame: Callable[[Keys], str]) -> str:
-    """The first mistake, and how many more there are. A union reports one error per member: they are joined."""
-    problems: dict[Keys, list[Any]] = {}
-    for item in error.errors(include_url=False):
-        problems.setdefault(_keys(item, data), []).append(item)
-    keys, items = next(iter(problems.items()))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{blame(keys)}: {_mistake('.'.join(keys), items)}{more}"
-
-
-def _keys(item: Mapping[str, Any], data: Any) -> Keys:
-    """The place of an error as it stands in the file: without the names of union members that pydantic adds."""
-    keys = []
-    for key in item["loc"]:
-        if key in (data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()):
-            data = data[key]
-            keys.append(str(key))
-    match item["type"]:
-        case "missing":
-            keys.append(str(item["loc"][-1]))
-        case "union_tag_invalid":
-            keys.append("name")
-        case "unknown_key" | "bool":
-            keys.append(item["ctx"]["key"])
-    return tuple(keys)
-
-
-def _mistake(path: str, items: Sequence[Mapping[str, Any]]) -> str:
-    item = items[0]
-    context = item.get("ctx", {})
-    match item["type"]:
-        case "unknown_key":
-            return f"unknown key `{path}`; {context['hint']}"
-        case "bool":
-            return f"`{path}` {item['msg']}"
-        case "value_error":
-            return f"`{path}`: {context['error']}" if path else str(context["error"])
-        case "missing":
-            return f"`{path}` is missing"
-        case "union_tag_invalid":
-            return f"`{path}` expected a loss, got {_show(context['tag'])}; {did_you_mean(context['tag'], TERMS)}"
-        case "union_tag_not_found":
-            return f"`{path}` expected a term with a `name`, one of {', '.join(TERMS)}; got {_show(item['input'])}"
-    expected = " or ".join(_expected(item) for item in items)
-    hint = ""
-    if item["type"] == "literal_error" and isinstance(item["input"], str):
-        nearest = difflib.get_close_matches(item["input"].lower(), re.findall(r"'([^']*)'", expected), n=1, cutoff=0.55)
-        hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
-    return f"`{path}` expected {expected}, got {_show(item['input'])}{hint}"
-
-
-def _expected(item: Mapping[str, Any]) -> str:
-    """Return pydantic's expectation in a user's words; its own where we have none."""
-    words = _EXPECTED.get(item["type"])
-    return words.format(**item.get("ctx", {})) if words else item["msg"].removeprefix("Input should be ")
-
-
-_EXPECTED = {
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "dict_type": "options as `key: value`",
-    "model_type": "options as `key: value`",
-    "model_attributes_type": "a term as `name: LOSS`",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "int_parsing": "an integer",
-    "int_from_float": "an integer",
-    "int_type": "an integer",
-    "string_type": "a string",
-    "string_pattern_mismatch": "letters, digits, `-` and `_`",
-    "tuple_type": "a list",
-    "too_short": "at least {min_length} entries",
-    "greater_than": "a number above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "a number below {lt:g}",
-    "less_than_equal": "at most {le:g}",
-}
-
-
-def _show(value: Any) -> str:
-    """The value as YAML on one line, cut after 60 characters."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-    text = " ".join(text.removesuffix("\n...\n").split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,147 @@
+"""The commands of `limbeck`, one function each. torch is imported by those that compute, inside the function."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train, distil and compare with the Kullback-Leibler family of losses: KL, DKL, IKL, GKL.",
+    epilog="Start with `limbeck demo`: a teacher, students distilled with five losses, a table and pictures.",
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name of `limbeck recipes`, or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Change an option: --set train.epochs=10 --set losses.1.temperature=2"
+    ),
+]
+
+
+class Weights(str, Enum):
+    """Which weights of a run are evaluated."""
+
+    last = "last"
+    best = "best"
+    ema = "ema"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"limbeck {version('limbeck')}")
+        raise typer.Exit
+
+
+@app.callback()
+def limbeck(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Hold the options that belong to no command. `--debug` is read by `cli.main`, anywhere on the line."""
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where runs, tables and pictures go.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per loss.")] = 5,
+) -> None:
+    """Compare five losses on two tasks with real images. Run it again to go on where it stopped."""
+    from limbeck.demo import run_demo
+
+    run_demo(folder, seeds)
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Run folder.", show_default="runs/RECIPE, / as -")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, to the bit.")] = False,
+) -> None:
+    """Train one recipe into a run folder."""
+    from limbeck.config_files import check_teachers, default_folder, load_recipe
+
+    options = load_recipe(recipe, overrides or ())
+    check_teachers(options)
+    folder = run or default_folder(recipe)
+    from limbeck.engine.fit import fit
+    from limbeck.engine.progress import open_reporter
+    from limbeck.listings import print_results
+
+    with open_reporter() as reporter:
+        results = fit(options, folder, resume=resume, reporter=reporter)
+    print_results(results, folder)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    which: Annotated[Weights, typer.Option(help="Which weights.")] = Weights.last,
+) -> None:
+    """Compute a run's metrics again from its weights."""
+    from limbeck.engine.evaluate import evaluate as evaluate_run
+    from limbeck.listings import print_metrics
+
+    print_metrics(evaluate_run(run, which=which.value), which.value)
+
+
+@app.command()
+def compare(
+    recipe: RecipeName,
+    losses: Annotated[
+        str | None, typer.Option(metavar="ROW,ROW...", help="Rows of the recipe to train.", show_default="all")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per row and setting.")] = 5,
+    overrides: Overrides = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Comparison folder.", show_default="runs/compare-RECIPE, / as -")
+    ] = None,
+) -> None:
+    """Train the rows of a recipe on several seeds, then print the table. Finished runs are not trained again."""
+    from limbeck.config_files import check_teachers, default_folder, load_recipe, select_rows
+
+    options = load_recipe(recipe, overrides or ())
+    check_teachers(options)
+    rows = select_rows(options, losses)
+    from limbeck.demo import compare_and_show
+
+    compare_and_show(options, folder or default_folder(recipe, "compare-"), rows=rows, seeds=seeds)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one, every option resolved.")] = None,
+) -> None:
+    """List the recipes, or show one."""
+    from limbeck.listings import print_recipe, print_recipes
+
+    if name is None:
+        print_recipes()
+    else:
+        print_recipe(name)
+
+
+@app.command()
+def losses(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the options of this one.")] = None,
+) -> None:
+    """List the losses, or show the options of one."""
+    from limbeck.listings import print_loss, print_losses
+
+    if name is None:
+        print_losses()
+    else:
+        print_loss(name)

@@ -1,0 +1,150 @@
+"""What `limbeck recipes`, `losses`, `train` and `evaluate` print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from limbeck.config import TERMS, TermOptions, did_you_mean
+from limbeck.config_files import dump, find_recipe, load_recipe, read_header, recipe_names
+from limbeck.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> None:
+    """Print a plain table; with `numbers`, all columns but the first are right-aligned."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, title in enumerate(titles):
+        table.add_column(title, justify="right" if numbers and position else "left", no_wrap=not position)
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)
+
+
+def say(text: str) -> None:
+    """Print a line as it is: no markup, no colours for numbers, no wrapping, so that paths can be copied."""
+    Console(markup=False, highlight=False, soft_wrap=True).print(text)
+
+
+def print_recipes() -> None:
+    """Print the recipes' names and titles."""
+    print_table(("recipe", "title"), [(name, load_recipe(name).title) for name in recipe_names()])
+    say("`limbeck recipes NAME` shows one; the end of a name is enough where it is the only one.")
+
+
+def print_recipe(name: str) -> None:
+    """Print a recipe's header and its resolved options, as YAML that `limbeck train` reads."""
+    recipe = load_recipe(name)
+    say("\n".join([*read_header(find_recipe(name)), dump(recipe).rstrip()]))
+
+
+def print_losses() -> None:
+    """Print each loss's formula and its options with their defaults."""
+    rows = [
+        (name, f"{_summary(term)}\n{term.formula}\n[{', '.join(f'{o[0]}={o[1]}' for o in _options(term))}]\n")
+        for name, term in TERMS.items()
+    ]
+    print_table(("loss", "formula per sample [options]"), rows)
+    say("p_t: the teacher's softmax; p_s: the student's; Δ_ij: differences of two logits; y: the label;")
+    say("w: weights, rows of the class prior or the sample's own softmax. `limbeck losses NAME` explains the options.")
+
+
+def print_loss(name: str) -> None:
+    """Print one loss: formula, and each option's default, range and meaning."""
+    if name not in TERMS:
+        raise UserError(f"unknown loss `{name}`; {did_you_mean(name, TERMS)}")
+    term = TERMS[name]
+    say(f"{name}: {_summary(term)}\n{term.formula}")
+    print_table(("option", "default", "range", "meaning"), _options(term))
+    say("Of every term in a recipe's `losses`:")
+    print_table(("option", "default", "range", "meaning"), _options(TermOptions))
+
+
+def _summary(term: type[TermOptions]) -> str:
+    return (term.__doc__ or "").splitlines()[0]
+
+
+def _options(term: type[TermOptions]) -> list[tuple[str, str, str, str]]:
+    """Name, default, range and description of the options of a term, less its name and what every term has."""
+    common = () if term is TermOptions else TermOptions.model_fields
+    return [
+        (option, _word(schema["default"]), _range(schema), schema["description"])
+        for option, schema in term.model_json_schema()["properties"].items()
+        if option != "name" and option not in common
+    ]
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    """Return what a JSON schema allows, such as `> 0`, `[0, 1)`, `class, sample`.
+
+    >>> _range({"type": "number", "minimum": 0, "exclusiveMaximum": 1})
+    '[0, 1)'
+    """
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    if schema["type"] == "boolean":
+        return "true, false"
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    kind = "integer " if schema["type"] == "integer" else ""
+    if high is None:
+        return f"{kind}{'>=' if 'minimum' in schema else '>'} {low:g}"
+    return f"{kind}{'[' if 'minimum' in schema else '('}{low:g}, {high:g}{']' if 'maximum' in schema else ')'}"
+
+
+def print_results(results: Mapping[str, Any], folder: Path) -> None:
+    """Print a finished run: its metrics per set of weights and split, and its folder."""
+    measured = [
+        (f"{weights} (epoch {results[weights]['epoch']})", split, results[weights][split])
+        for weights in ("last", "best", "ema")
+        if results[weights]
+        for split in ("validation", "test")
+        if results[weights][split]
+    ]
+    measured += [
+        ("teacher", split, teacher[split])
+        for teacher in results["teachers"]
+        for split in ("validation", "test")
+        if teacher[split]
+    ]
+    _print_metrics(measured)
+    say(f"{results['epochs']} epochs in {results['train_seconds']:.1f} s; run folder: {folder}")
+
+
+def print_metrics(metrics: Mapping[str, Any], which: str) -> None:
+    """Print what `evaluate` returned for the weights `which`."""
+    _print_metrics([(which, split, metrics[split]) for split in ("validation", "test") if metrics[split]])
+
+
+def _print_metrics(measured: Sequence[tuple[str, str, Mapping[str, float]]]) -> None:
+    columns = {
+        "top1": ("top-1, %", 100, 2),
+        "top5": ("top-5, %", 100, 2),
+        "nll": ("NLL, nats", 1, 3),
+        "ece": ("ECE, %", 100, 2),
+        "agreement": ("agreement, %", 100, 2),
+        "samples": ("images", 1, 0),
+    }
+    shown = {key: column for key, column in columns.items() if any(key in values for *_, values in measured)}
+    rows = [
+        (
+            weights,
+            split,
+            *(
+                f"{values[key] * factor:.{digits}f}" if key in values else "-"
+                for key, (_, factor, digits) in shown.items()
+            ),
+        )
+        for weights, split, values in measured
+    ]
+    print_table(("weights", "split", *(title for title, *_ in shown.values())), rows, numbers=True)
