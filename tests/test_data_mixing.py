@@ -59,6 +59,18 @@ def test_cutmix_pastes_one_rectangle_in_the_same_place_of_all():
             assert box.all()
 
 
+def test_cutmix_takes_the_square_root_of_the_share_from_each_side():
+    """With lambda next to 1/2, the rectangle has 4 = int(7 sqrt(1/2)) by 6 = int(9 sqrt(1/2)) pixels, or is cut."""
+    sizes = set()
+    for step in range(200):
+        images, _ = mixed(AugmentOptions(cutmix=1e6), step=step)
+        foreign = (images != batch()[0]).any(dim=0).any(dim=0)
+        sizes.add((int(foreign.any(1).sum()), int(foreign.any(0).sum())))
+    assert max(sizes) == (4, 6)
+    assert {height for height, _ in sizes} == {2, 3, 4}
+    assert {width for _, width in sizes} == {3, 4, 5, 6}
+
+
 def test_the_draw_is_a_function_of_seed_epoch_and_step():
     for options in (MIXUP, CUTMIX, BOTH):
         first = mixed(options, seed=1, epoch=2, step=5)

@@ -32,20 +32,20 @@ def counts(labels, part):
     return labels[part].bincount(minlength=10).tolist()
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: str(options.model_dump(exclude_unset=True)))
 def test_no_image_is_in_two_parts_or_twice_in_one(labels, options):
     together = torch.cat(list(split(labels, options)))
     assert len(together.unique()) == len(together) <= len(labels)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: str(options.model_dump(exclude_unset=True)))
 def test_every_class_is_trained_and_tested(labels, options):
     parts = split(labels, options)
     assert min(counts(labels, parts.train)) >= 1
     assert min(counts(labels, parts.test)) >= 1
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: str(options.model_dump(exclude_unset=True)))
 def test_equal_options_give_the_same_split(labels, options):
     for one, other in zip(split(labels, options), split(labels, options.model_copy()), strict=True):
         assert torch.equal(one, other)
@@ -103,6 +103,12 @@ def test_class_0_is_the_largest_and_the_ratio_is_the_imbalance_factor(labels):
     assert sizes == sorted(sizes, reverse=True)
     assert abs(sizes[0] / 20 - sizes[-1]) <= 0.5
     assert sizes == long_tail(sizes[0], 10, 20)
+
+
+def test_the_tail_falls_even_where_the_classes_of_the_data_differ():
+    labels = torch.tensor([0] * 10 + [1] * 100 + [2] * 50)
+    parts = split(labels, DataOptions(imbalance=4, test=0.2, validation=0))
+    assert labels[parts.train].bincount().tolist() == [8, 4, 2]
 
 
 def test_the_tail_starts_from_the_labels_kept(labels):

@@ -93,6 +93,7 @@ def test_dropout_acts_on_the_head_in_training_only(name):
         torch.manual_seed(0)
         assert torch.equal(model.forward_features(images), model.forward_features(images))
         assert not torch.equal(model(images), model(images))
+        assert bool((model(images) != 0).all())  # features are dropped, logits are not
     model.eval()
     assert torch.equal(model(images), model(images))
 
