@@ -106,7 +106,7 @@ def test_class_0_is_the_largest_and_the_ratio_is_the_imbalance_factor(labels):
 
 
 def test_the_tail_falls_even_where_the_classes_of_the_data_differ():
-    labels = torch.tensor([0] * 10 + [1] * 100 + [2] * 50)
+    labels = torch.tensor([0] * 20 + [1] * 10 + [2] * 50)
     parts = split(labels, DataOptions(imbalance=4, test=0.2, validation=0))
     assert labels[parts.train].bincount().tolist() == [8, 4, 2]
 

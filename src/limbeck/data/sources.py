@@ -26,7 +26,8 @@ class Source:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images and labels of `indices`, int64 `(B,)`, as copies."""
+        """Return the images and labels of `indices`, int64 `(B,)` on any device, as copies."""
+        indices = indices.to(self.images.device)
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
     @property
