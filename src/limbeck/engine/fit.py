@@ -1,0 +1,204 @@
+"""One run, from a recipe to a folder of results."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from limbeck.config_files import load_recipe
+from limbeck.data import steps_per_epoch
+from limbeck.engine import run_folder
+from limbeck.engine.checkpoint import load_checkpoint
+from limbeck.engine.loop import Trainer
+from limbeck.engine.progress import Reporter
+from limbeck.engine.results import finish
+from limbeck.engine.signals import StopRequest
+from limbeck.engine.teachers import Resources, refuse_other_shape, refuse_seen_test_images
+from limbeck.errors import Interrupted, UserError
+from limbeck.models import build_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from limbeck.config import Recipe, TeacherOptions
+    from limbeck.data import DataBundle
+    from limbeck.models import Network
+
+
+def fit(recipe: Recipe, run: Path, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Train a recipe, or go on where its run was interrupted.
+
+    Args:
+        recipe: What to do. Teachers that it trains from a recipe are kept in the run's folder, as `teacher0` and on.
+        run: Folder of the run.
+        resume: Go on with the run in the folder; start it if there is none, return its results if it is finished.
+        reporter: Whom to tell; nobody by default.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        Interrupted: A signal came; the state is saved and the message says how to go on.
+        UserError: The folder, the recipe, the data or the teachers do not fit, or the training diverged.
+    """
+    with StopRequest() as stop, reporter or Reporter() as teller:
+        try:
+            return train_run(recipe, run, resume=resume, reporter=teller, stop=stop, resources=Resources())
+        except Interrupted as error:
+            command = f"limbeck train {run / run_folder.CONFIG} --run {run} --resume"
+            raise Interrupted(f"{error}; continue with: {command}") from error
+
+
+def train_run(
+    recipe: Recipe,
+    run: Path,
+    *,
+    resume: bool,
+    reporter: Reporter,
+    stop: StopRequest,
+    resources: Resources,
+    teacher_runs: Sequence[Path] | None = None,
+    title: str | None = None,
+) -> dict[str, Any]:
+    """Do what `fit` does, within a command that may hold many runs.
+
+    Args:
+        recipe: See `fit`.
+        run: See `fit`.
+        resume: See `fit`.
+        reporter: Whom to tell.
+        stop: Says when to stop early.
+        resources: Data and teachers in memory.
+        teacher_runs: Folders of the teachers' finished runs; by default what the recipe says, trained if need be.
+        title: Name of the run for the reporter; the recipe's by default.
+    """
+    if run_folder.is_finished(run, recipe, resume=resume):
+        return run_folder.read_results(run)
+    device = _device(recipe.train.device)
+    path = run / run_folder.CHECKPOINT
+    state = load_checkpoint(path) if path.is_file() else None
+    with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
+        data = resources.data(recipe.data, device)
+        model = _build_student(recipe, data, device)
+        if teacher_runs is None:
+            _check_teachers(recipe, data, device, resources)
+        run_folder.prepare(run, recipe)
+        if teacher_runs is None:
+            teacher_runs = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
+        teachers = [resources.teacher(folder, data, recipe.data, device) for folder in teacher_runs]
+        trainer = Trainer(recipe, run, model, data, teachers, reporter=reporter, stop=stop)
+        if state:
+            trainer.restore(state)
+        reporter.begin_run(title or recipe.title or str(run), steps=trainer.steps, done=trainer.step)
+        trainer.train()
+        results = finish(trainer)
+    reporter.end_run(results)
+    return results
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"`train.device` expected a device that torch can use here, got {name!r}: {reason}") from error
+    return device
+
+
+@contextmanager
+def _threads(wanted: int | None, saved: int | None, path: Path) -> Iterator[None]:
+    """Use the recipe's number of CPU threads, else the checkpoint's, else torch's: sums depend on how they are cut."""
+    if wanted and saved and wanted != saved:
+        raise UserError(
+            f"{path}: was written with {saved} threads, got `train.threads` {wanted}, which would change the results; "
+            "resume without it"
+        )
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or saved or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators, which dropout draws from, and leave them as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _build_student(recipe: Recipe, data: DataBundle, device: torch.device) -> Network:
+    model = build_model(recipe.model, image_shape=data.image_shape, num_classes=data.num_classes, seed=recipe.seed)
+    _refuse_bad_batches(recipe, data, model)
+    if recipe.train.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
+    return model.to(device)
+
+
+def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> None:
+    """Raise UserError where arithmetic tells, before the training, of no batch or of one sample under BatchNorm."""
+    train, samples = recipe.train, len(data.train)
+    if steps_per_epoch(samples, train.batch_size, train.drop_last) == 0:
+        raise UserError(
+            f"`train.batch_size` expected at most the {samples} training images, as `train.drop_last` is on, "
+            f"got {train.batch_size}"
+        )
+    size = train.batch_size // train.accumulate
+    if size > 1 and (train.drop_last or samples % size != 1):
+        return
+    try:
+        # A copy, so that the running statistics of the student stay new.
+        copy.deepcopy(model).train()(data.train.images[:1].cpu())
+    except ValueError as error:
+        raise UserError(
+            f"`train.batch_size` {train.batch_size} (in {train.accumulate} micro-batches) leaves a batch of one of the "
+            f"{samples} training images, of which BatchNorm has no variance; choose another, or `train.drop_last: true`"
+        ) from error
+
+
+def _check_teachers(recipe: Recipe, data: DataBundle, device: torch.device, resources: Resources) -> None:
+    """Raise UserError for a teacher that does not fit, before anything is written or trained."""
+    for options in _teachers(recipe):
+        if options.run is not None:
+            resources.teacher(Path(options.run), data, recipe.data, device)
+        else:
+            teacher = load_recipe(str(options.recipe))
+            theirs = resources.data(teacher.data, device)
+            refuse_other_shape(theirs.num_classes, theirs.image_shape, data, f"teacher {options.recipe}")
+            refuse_seen_test_images(teacher.data, recipe.data, f"teacher {options.recipe}")
+
+
+def _teachers(recipe: Recipe) -> tuple[TeacherOptions, ...]:
+    return recipe.teachers if recipe.task == "distill" else ()
+
+
+def train_teachers(
+    recipe: Recipe, folder: Path, *, reporter: Reporter, stop: StopRequest, resources: Resources
+) -> list[Path]:
+    """Return the folders of the teachers' finished runs, in order.
+
+    Those that are named by a recipe are trained to `folder/teacher0` and on, unless they are there already; on the
+    student's device.
+    """
+    runs = []
+    for number, options in enumerate(_teachers(recipe)):
+        if options.run is not None:
+            runs.append(Path(options.run))
+            continue
+        teacher = load_recipe(str(options.recipe))
+        threads = teacher.train.threads or recipe.train.threads
+        train = teacher.train.model_copy(update={"device": recipe.train.device, "threads": threads})
+        teacher = teacher.model_copy(update={"train": train})
+        run = folder / f"teacher{number}"
+        train_run(
+            teacher, run, resume=True, reporter=reporter, stop=stop, resources=resources, title=f"teacher {number}"
+        )
+        runs.append(run)
+    return runs

@@ -1,0 +1,338 @@
+"""The loop. What changes while a run trains, one step, one epoch, and the state that is saved.
+
+One process; the places where ranks come in are `epoch_batches` (rank and world), the share of a micro-batch (its
+samples over those of the whole step), and `synchronize` of the losses. There is no second loop for them.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from limbeck.data import Batch, augment, epoch_batches, mix, steps_per_epoch
+from limbeck.engine import checkpoint, run_folder
+from limbeck.engine.log import NotFinite, RunLog, RunningMeans
+from limbeck.engine.metrics import accuracy_by_teacher_score, measure, predict
+from limbeck.engine.optimizer import WeightAverage, build_optimizer
+from limbeck.engine.schedule import learning_rate_factor
+from limbeck.errors import Interrupted, UserError
+from limbeck.objectives import build_objective
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from limbeck.config import Recipe
+    from limbeck.data import DataBundle
+    from limbeck.engine.progress import Reporter
+    from limbeck.engine.signals import StopRequest
+    from limbeck.engine.teachers import Teacher
+    from limbeck.models import Network
+    from limbeck.objectives import Outcome
+
+BEST_BY = "top1"  # of the validation split; the first of equals
+
+
+class Trainer:
+    """A run: everything that changes while it trains.
+
+    Args:
+        recipe: What to do.
+        run: Folder of the run, ready to be written to.
+        model: The student, on its device.
+        data: The data, on the same device.
+        teachers: For the task `distill`.
+        reporter: Whom to tell.
+        stop: Says when to stop early.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        model: Network,
+        data: DataBundle,
+        teachers: Sequence[Teacher],
+        *,
+        reporter: Reporter,
+        stop: StopRequest,
+    ) -> None:
+        self.recipe, self.run, self.model, self.data, self.teachers = recipe, run, model, data, teachers
+        self.reporter, self.stop = reporter, stop
+        self.device = data.train.images.device
+        self.epochs = recipe.train.epochs
+        self.steps_per_epoch = steps_per_epoch(len(data.train), recipe.train.batch_size, recipe.train.drop_last)
+        self.objective = build_objective(recipe, model, [teacher.model for teacher in teachers], data.num_classes)
+        self.objective.to(self.device)
+        self.optimizer = build_optimizer(model, recipe.optimizer)
+        ema_decay = recipe.train.ema_decay
+        self.average = None if ema_decay is None else WeightAverage(model, ema_decay)
+        self.means = RunningMeans(tuple(self.objective.terms))
+        self.epoch, self.step_in_epoch, self.step = 1, 0, 0
+        self.best: dict[str, Any] | None = None
+        self.seconds = 0.0  # of training, over all sessions
+        self.saved_step: int | None = None
+        self.log_lengths: dict[str, int] = {}
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    # --- the loop ---------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train to the end of the last epoch, from wherever the run stands.
+
+        Raises:
+            Interrupted: A signal came; the state is saved.
+            UserError: A loss or the weights are not finite, or the folder cannot be written.
+        """
+        self.saved_at = time.monotonic()
+        self.started = self.saved_at - self.seconds
+        tensorboard = self.recipe.save.tensorboard
+        self.log = RunLog(self.run, lengths=self.log_lengths, step=self.step, tensorboard=tensorboard)
+        self.objective.train()
+        try:
+            while self.epoch <= self.epochs:
+                self.objective.set_epoch(self.epoch)
+                for batch in self._batches():
+                    self._optimize(batch)
+                    self._after_step()
+                self._end_epoch()
+        except NotFinite as error:
+            raise UserError(self._divergence(error)) from error
+        finally:
+            self.seconds = time.monotonic() - self.started
+            self.log.close()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Yield what is left of the epoch; augmentations are functions of the sample, mixing one of the step."""
+        train, augmentations = self.recipe.train, self.recipe.data.augment
+        place = {"seed": self.recipe.seed, "epoch": self.epoch}
+        batches = epoch_batches(
+            self.data.train,
+            batch_size=train.batch_size,
+            drop_last=train.drop_last,
+            start_step=self.step_in_epoch,
+            **place,
+        )
+        for batch in batches:
+            images = augment(batch.images, augmentations, indices=batch.indices, black=self.data.black, **place)
+            labels = batch.labels
+            if augmentations.mixup or augmentations.cutmix:
+                classes = self.data.num_classes
+                images, labels = mix(
+                    images, labels, options=augmentations, num_classes=classes, step=batch.step, **place
+                )
+            if train.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            yield replace(batch, images=images, labels=labels)
+
+    def _optimize(self, batch: Batch) -> None:
+        """Make one optimizer step. Micro-batches count by their samples, so a sum over them is the whole batch's."""
+        self.step += 1
+        self.step_in_epoch += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        seen, values = [], []
+        with self.objective.around_step(batch):
+            self.optimizer.zero_grad()
+            for part in self._micro_batches(batch):
+                share = len(part.labels) / len(batch.labels)
+                with self._autocast():
+                    outcome = self.objective(part)
+                (share * outcome.loss).backward()
+                seen.append((part, outcome))
+                values.append(share * _values(part, outcome))
+            if self.recipe.optimizer.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+            self.optimizer.step()
+        for part, outcome in seen:
+            self.objective.after_step(part, outcome)
+        # After every step, not before a save: sums of floats depend on their order, and saving must not change it.
+        self.objective.synchronize()
+        if self.average is not None:
+            self.average.update(self.step)
+        self.means.add(self.step, len(batch.labels), sum(values[1:], start=values[0]))
+        self.reporter.step(self.step, len(batch.labels))
+
+    def _learning_rate(self) -> float:
+        factor = learning_rate_factor(
+            self.recipe.schedule, self.step, steps_per_epoch=self.steps_per_epoch, epochs=self.epochs
+        )
+        return self.recipe.optimizer.learning_rate * factor
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        if self.recipe.train.accumulate == 1:
+            return [batch]
+        size = self.recipe.train.batch_size // self.recipe.train.accumulate
+        whole = (batch.images, batch.labels, batch.indices)
+        pieces = zip(*(torch.split(tensor, size) for tensor in whole), strict=True)
+        return [Batch(images, labels, indices, batch.step) for images, labels, indices in pieces]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.recipe.train.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _after_step(self) -> None:
+        """Log, refresh, save, stop: what is due at this step."""
+        save, refresh_every = self.recipe.save, self.recipe.train.refresh_every
+        if self.step % save.log_every == 0:
+            self._log_step()
+        if refresh_every != "epoch" and self.step % refresh_every == 0:
+            self.objective.refresh()
+        many_steps = save.every_steps is not None and self.step % save.every_steps == 0
+        long_ago = save.every_seconds is not None and time.monotonic() - self.saved_at > save.every_seconds
+        if self.stop.signal_name or many_steps or long_ago:
+            self.save()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.signal_name:
+            raise Interrupted(
+                f"stopped by {self.stop.signal_name}: {self.run} is saved after step {self.step} of {self.steps}"
+            )
+
+    def _end_epoch(self) -> None:
+        """Refresh the losses, look at the validation split, keep the best weights, and save if it is time."""
+        if self.recipe.train.refresh_every == "epoch":
+            self.objective.refresh()
+        means = self.means.take("epoch")
+        self._check_weights()
+        line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
+        line |= {"train": {"loss": means["loss"], "top1": means["top1"]}, **self._validate()}
+        self.log.write(line, self._timing())
+        self.reporter.epoch(line, self.epochs)
+        self._keep_best(line["validation"])
+        finished = self.epoch == self.epochs
+        due = finished or self.epoch % self.recipe.save.every_epochs == 0
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        if due or self.stop.signal_name:
+            self.save()
+        if not finished:
+            self._stop_if_asked()
+
+    # --- what is written down ---------------------------------------------------------------------------------
+
+    def _log_step(self) -> None:
+        means = self.means.take("line")
+        line = {
+            "kind": "step",
+            "step": self.step,
+            "epoch": self.epoch,
+            "learning_rate": self._learning_rate(),
+            "loss": means["loss"],
+            "parts": {name: means[name] for name in self.objective.terms},
+            "weights": self.objective.weights,
+        }
+        self.log.write(line, self._timing())
+
+    def _timing(self) -> dict[str, float]:
+        seconds = time.monotonic() - self.started
+        return {"seconds": seconds, "steps_per_second": self.step / max(seconds, 1e-9)}
+
+    def _validate(self) -> dict[str, Any]:
+        """Return the metrics of the validation split, of the averaged weights too, by key of the epoch's line."""
+        source = self.data.validation
+        if not len(source):
+            return {"validation": None} | ({} if self.average is None else {"ema_validation": None})
+        teacher_logits = self.teachers[0].validation_logits if self.teachers else None
+        logits, labels = predict(self.model, source), source.labels.cpu()
+        lines: dict[str, Any] = {"validation": measure(logits, labels, teacher_logits)}
+        if self.average is not None:
+            lines["ema_validation"] = measure(predict(self.average.model, source), labels, teacher_logits)
+        if teacher_logits is not None:
+            lines["accuracy_by_teacher_score"] = accuracy_by_teacher_score(logits, labels, teacher_logits)
+        return lines
+
+    def _keep_best(self, validation: Mapping[str, Any] | None) -> None:
+        if validation and (self.best is None or validation[BEST_BY] > self.best["validation"][BEST_BY]):
+            weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.best = {"epoch": self.epoch, "validation": validation, "weights": weights}
+
+    # --- the state --------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint, unless something in it is not finite.
+
+        Raises:
+            NotFinite: A loss since the last look, or the weights.
+            UserError: The folder cannot be written.
+        """
+        means = self.means.state_dict()
+        self._check_weights()
+        state = {
+            "fingerprints": self._fingerprints(),
+            "threads": torch.get_num_threads(),
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": self.objective.losses.state_dict(),
+            "average": None if self.average is None else self.average.model.state_dict(),
+            "random": checkpoint.random_state(self.device),
+            "means": means,
+            "best": self.best,
+            "seconds": time.monotonic() - self.started,
+            "log_lengths": self.log.sync(),
+        }
+        checkpoint.save_checkpoint(self.run / run_folder.CHECKPOINT, state)
+        self.saved_at, self.saved_step = time.monotonic(), self.step
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint. The schedule is a function of the step, and needs no state.
+
+        Raises:
+            UserError: The checkpoint was made with another recipe, other data or other teachers.
+        """
+        path = self.run / run_folder.CHECKPOINT
+        checkpoint.refuse_other_fingerprint(state["fingerprints"], self._fingerprints(), path)
+        self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.losses.load_state_dict(state["losses"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+        checkpoint.restore_random_state(state["random"], self.device)
+        self.means.load_state_dict(state["means"])
+        self.best, self.seconds = state["best"], state["seconds"]
+        self.log_lengths, self.saved_step = state["log_lengths"], state["step"]
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {
+            "recipe": run_folder.recipe_fingerprint(self.recipe),
+            "data": self.data.fingerprint,
+            "teachers": " ".join(teacher.fingerprint for teacher in self.teachers),
+        }
+
+    def _check_weights(self) -> None:
+        """Raise NotFinite if a weight or a running statistic is not finite, though every loss so far was."""
+        models = [self.model] if self.average is None else [self.model, self.average.model]
+        tensors = [tensor for model in models for tensor in model.state_dict().values()]
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            raise NotFinite("weights", self.step)
+
+    def _divergence(self, error: NotFinite) -> str:
+        good = "no checkpoint was written yet"
+        if self.saved_step is not None:
+            good = f"the last good checkpoint, {self.run / run_folder.CHECKPOINT}, is from step {self.saved_step}"
+        return (
+            f"`{error.term}` is not finite at step {error.step} of {self.steps}; {good}. Start a new run with a lower "
+            "`optimizer.learning_rate`, or with `optimizer.clip_norm`"
+        )
+
+
+def _values(batch: Batch, outcome: Outcome) -> Tensor:
+    """Return what `RunningMeans` adds up, on the device: the loss, its parts, the fraction of correct predictions."""
+    labels = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(dim=1)  # mixed: the larger share
+    correct = (outcome.logits.detach().argmax(dim=1) == labels).float().mean()
+    return torch.stack([outcome.loss.detach(), *(part.detach() for part in outcome.parts.values()), correct])

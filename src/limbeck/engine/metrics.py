@@ -1,0 +1,92 @@
+"""What a set of logits is worth: accuracy, likelihood, calibration, agreement with a teacher."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+
+from limbeck.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from limbeck.data import Source
+
+BINS = 15  # of the calibration error, as in Guo et al. (2017)
+EVALUATION_BATCH = 1024  # a constant, so that logits do not depend on the batch size of the training
+TOP5_FROM = 10  # classes from which a top-5 accuracy says something
+
+Metrics = dict[str, Any]
+
+
+@torch.no_grad()
+def predict(model: nn.Module, source: Source) -> Tensor:
+    """Return the logits of a model in eval mode, float32 `(N, C)` on the CPU; its mode is as before afterwards.
+
+    Raises:
+        UserError: The logits are not finite, which finite weights can still cause.
+    """
+    training = model.training
+    model.eval()
+    logits = torch.cat([model(images).float() for images in torch.split(source.images, EVALUATION_BATCH)]).cpu()
+    model.train(training)
+    if not logits.isfinite().all():
+        raise UserError("the network's logits are not finite in evaluation: lower `optimizer.learning_rate`")
+    return logits
+
+
+def measure(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> Metrics:
+    """Return the metrics of logits.
+
+    Args:
+        logits: `(N, C)`, finite; N is at least 1.
+        labels: `(N,)` integers.
+        teacher_logits: `(N, C)`, for the agreement.
+
+    Returns:
+        `top1`, `top5` (from ten classes on), `nll` in nats, `ece` (15 equal-width bins), `agreement` (the share of
+        samples in which the largest logit is the teacher's; only with a teacher) and `samples`.
+
+    >>> logits = torch.tensor([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0], [0.0, 9.0]])
+    >>> measure(logits, torch.tensor([0, 1, 0, 0]))["top1"]
+    0.75
+    """
+    labels = labels.to(logits.device)
+    log_probabilities = F.log_softmax(logits.double(), dim=-1)
+    confidence, predicted = log_probabilities.exp().max(dim=-1)
+    correct = predicted == labels
+    metrics: Metrics = {"top1": _mean(correct)}
+    if logits.shape[-1] >= TOP5_FROM:
+        metrics["top5"] = _mean((logits.topk(5).indices == labels.unsqueeze(-1)).any(dim=-1))
+    metrics["nll"] = F.nll_loss(log_probabilities, labels).item()
+    metrics["ece"] = _calibration_error(confidence, correct)
+    if teacher_logits is not None:
+        metrics["agreement"] = _mean(predicted == teacher_logits.to(logits.device).argmax(dim=-1))
+    metrics["samples"] = len(labels)
+    return metrics
+
+
+def _mean(flags: Tensor) -> float:
+    return flags.double().mean().item()
+
+
+def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Return the mean over samples of |accuracy - confidence| of their bin; bins are (0, 1/15], (1/15, 2/15], ..."""
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    gap = torch.zeros(BINS, dtype=torch.float64, device=bins.device).index_add_(0, bins, correct.double() - confidence)
+    return gap.abs().sum().item() / len(confidence)
+
+
+def accuracy_by_teacher_score(logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> list[float]:
+    """Return top-1 in the quarters of the samples by the teacher's probability of the true class, lowest first.
+
+    The quarters are those of `torch.tensor_split`; with fewer than four samples the list is empty.
+    """
+    if len(labels) < 4:
+        return []
+    scores = teacher_logits.double().softmax(dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
+    order = scores.argsort(stable=True)
+    correct = logits.argmax(dim=-1) == labels
+    return [_mean(quarter) for quarter in correct[order].tensor_split(4)]

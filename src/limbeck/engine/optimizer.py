@@ -1,0 +1,77 @@
+"""SGD and AdamW, with weight decay on all parameters or on matrices only; the averaged copy of the weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from limbeck.config import OptimizerOptions
+
+FUSED_DEVICES = ("cpu", "cuda")  # one kernel for all parameters; on a small network half the time of the loop
+
+
+def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """Return the optimizer of a model that is already on its device.
+
+    With `decay_norms_and_biases` off, weight decay reaches parameters of two and more dimensions only.
+    """
+    groups = _parameter_groups(model, options)
+    fused = next(model.parameters()).device.type in FUSED_DEVICES
+    match options.name:
+        case "sgd":
+            return torch.optim.SGD(
+                groups,
+                lr=options.learning_rate,
+                momentum=options.momentum,
+                nesterov=options.nesterov and options.momentum > 0,
+                fused=fused,
+            )
+        case "adamw":
+            betas = (options.momentum, options.beta2)
+            return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=fused)
+
+
+def _parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if options.decay_norms_and_biases:
+        return [{"params": parameters, "weight_decay": options.weight_decay}]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    others = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [(matrices, options.weight_decay), (others, 0.0)]
+    return [{"params": group, "weight_decay": decay} for group, decay in groups if group]
+
+
+class WeightAverage:
+    """Exponential moving average of a model's parameters and buffers.
+
+    The decay of step s is `min(decay, (1 + s) / (10 + s))`: otherwise the untrained weights would weigh on short
+    runs. Integer buffers, such as BatchNorm's counter, are copied.
+
+    Args:
+        model: What is averaged; its own tensors are never written to.
+        decay: Decay per step, in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self._pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average towards the model, after optimizer step `step` (from 1)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages = [average for average, _ in self._pairs if average.is_floating_point()]
+        current = [value for _, value in self._pairs if value.is_floating_point()]
+        torch._foreach_lerp_(averages, current, 1 - decay)
+        for average, value in self._pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

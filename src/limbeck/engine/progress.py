@@ -1,0 +1,218 @@
+"""What a run tells the person who waits: bars in a terminal, lines elsewhere, nothing at all from the base class."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from rich.console import Console
+    from rich.progress import TaskID
+
+REFRESH_SECONDS = 0.25
+
+
+class Reporter:
+    """A silent reporter, and the calls that `fit` and `compare` make. A context: it tidies up however it ends.
+
+    A plan is a number of runs (a comparison); a run is a number of optimizer steps. Runs come one after another, with
+    or without a plan around them.
+    """
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back."""
+
+    def begin_plan(self, title: str, *, runs: int, done: int) -> None:
+        """Announce a plan of which `done` runs are finished already."""
+
+    def begin_run(self, title: str, *, steps: int, done: int) -> None:
+        """Announce a run of `steps` optimizer steps of which `done` were made in an earlier session."""
+
+    def step(self, step: int, samples: int) -> None:
+        """Tell that optimizer step `step` is done, which was made of `samples` images."""
+
+    def epoch(self, line: Mapping[str, Any], epochs: int) -> None:
+        """Tell the end of an epoch; `line` is what metrics.jsonl holds of it."""
+
+    def end_run(self, results: Mapping[str, Any]) -> None:
+        """Tell the results of the run."""
+
+    def note(self, text: str) -> None:
+        """Tell a sentence."""
+
+
+class _Speed:
+    """Steps, images and time of the session, for throughput and the time that is left."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self.steps, self.first, self.now = steps, done, done
+        self.samples = 0
+        self.start = time.monotonic()
+
+    def add(self, step: int, samples: int) -> None:
+        self.now = step
+        self.samples += samples
+
+    def per_second(self) -> float:
+        return self.samples / max(time.monotonic() - self.start, 1e-9)
+
+    def left(self) -> str:
+        return _clock((time.monotonic() - self.start) / max(self.now - self.first, 1) * (self.steps - self.now))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def describe_epoch(line: Mapping[str, Any]) -> str:
+    """Return the losses and accuracies of an epoch's line in words.
+
+    >>> describe_epoch({"train": {"loss": 0.5, "top1": 0.875}, "validation": None})
+    'loss 0.500, train 87.5 %'
+    """
+    words = [f"loss {line['train']['loss']:.3f}", f"train {line['train']['top1']:.1%}"]
+    if line["validation"]:
+        words.append(f"validation {line['validation']['top1']:.1%}")
+    return ", ".join(words).replace("%", " %")
+
+
+class PlainReporter(Reporter):
+    """Lines on a stream: one per epoch of a single run, one per run of a plan.
+
+    Args:
+        stream: Where to; standard error by default, so that a command's output stays its own.
+    """
+
+    def __init__(self, stream: Any = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._title = ""
+        self._plan: _Speed | None = None
+
+    def note(self, text: str) -> None:
+        """Print the sentence."""
+        print(text, file=self._stream, flush=True)
+
+    def begin_plan(self, title: str, *, runs: int, done: int) -> None:
+        """Print how many runs there are."""
+        self._plan = _Speed(runs, done)
+        self.note(f"{title}: {runs} runs, {done} finished already")
+
+    def begin_run(self, title: str, *, steps: int, done: int) -> None:
+        """Print the title; runs of a plan print when they end."""
+        self._title = title
+        self._run = _Speed(steps, done)
+        if self._plan is None:
+            self.note(f"{title}: {steps} steps" + (f", {done} done before" if done else ""))
+
+    def step(self, step: int, samples: int) -> None:
+        """Count."""
+        self._run.add(step, samples)
+
+    def epoch(self, line: Mapping[str, Any], epochs: int) -> None:
+        """Print the epoch, the throughput and the time that is left."""
+        if self._plan is None:
+            speed = f"{self._run.per_second():,.0f} images/s, {self._run.left()} left"
+            self.note(f"epoch {line['epoch']}/{epochs}: {describe_epoch(line)} ({speed})")
+
+    def end_run(self, results: Mapping[str, Any]) -> None:
+        """Print the accuracy on the test split, and in a plan the time that is left."""
+        text = f"{self._title}: test {results['last']['test']['top1']:.1%}".replace("%", " %")
+        if self._plan is not None:
+            self._plan.add(self._plan.now + 1, 0)
+            text = f"[{self._plan.now}/{self._plan.steps}] {text} ({self._plan.left()} left)"
+        self.note(text)
+
+
+class RichReporter(Reporter):
+    """Bars in a terminal: one for the plan, one for the run, with throughput and the time that is left.
+
+    Args:
+        console: The terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[info]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            refresh_per_second=1 / REFRESH_SECONDS,
+        )
+        self._plan: _Speed | None = None
+        self._plan_task: TaskID | None = None
+        self._run_task: TaskID | None = None
+        self._shown = 0.0
+
+    def close(self) -> None:
+        """Stop drawing; the bars stay where they are."""
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """Print the sentence above the bars."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def begin_plan(self, title: str, *, runs: int, done: int) -> None:
+        """Start the bar of the plan."""
+        self._progress.start()
+        self._plan = _Speed(runs, done)
+        self._plan_task = self._progress.add_task(title, total=runs, completed=done, info="", left="")
+
+    def begin_run(self, title: str, *, steps: int, done: int) -> None:
+        """Start the bar of the run in the place of the one before."""
+        self._progress.start()
+        if self._run_task is not None:
+            self._progress.remove_task(self._run_task)
+        self._run = _Speed(steps, done)
+        self._info = ""
+        self._run_task = self._progress.add_task(title, total=steps, completed=done, info="", left="")
+
+    def step(self, step: int, samples: int) -> None:
+        """Count, and draw now and then."""
+        self._run.add(step, samples)
+        now = time.monotonic()
+        if now - self._shown > REFRESH_SECONDS or step == self._run.steps:
+            self._shown = now
+            self._draw()
+
+    def _draw(self) -> None:
+        info = f"{self._run.per_second():,.0f} images/s {self._info}"
+        if self._run_task is not None:
+            self._progress.update(self._run_task, completed=self._run.now, info=info, left=f"{self._run.left()} left")
+
+    def epoch(self, line: Mapping[str, Any], epochs: int) -> None:
+        """Show the epoch's losses and accuracies beside the bar."""
+        self._info = f"epoch {line['epoch']}/{epochs}: {describe_epoch(line)}"
+
+    def end_run(self, results: Mapping[str, Any]) -> None:
+        """Draw the bar full and move the plan's."""
+        self._draw()
+        if self._plan is not None and self._plan_task is not None:
+            self._plan.add(self._plan.now + 1, 0)
+            self._progress.update(self._plan_task, completed=self._plan.now, left=f"{self._plan.left()} left")
+
+
+def open_reporter(console: Console | None = None) -> Reporter:
+    """Return bars if standard error is a terminal, lines otherwise."""
+    from rich.console import Console as RichConsole
+
+    console = console or RichConsole(stderr=True)
+    return RichReporter(console) if console.is_terminal else PlainReporter(console.file)

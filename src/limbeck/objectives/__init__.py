@@ -1,0 +1,33 @@
+"""What one batch means: images and labels in; loss, logits and the loss's parts out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from limbeck.objectives.distill import Distillation
+from limbeck.objectives.supervised import Batch, Outcome, Supervised
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from limbeck.config import Recipe
+
+__all__ = ["Batch", "Distillation", "Outcome", "Supervised", "build_objective"]
+
+
+def build_objective(recipe: Recipe, student: nn.Module, teachers: Sequence[nn.Module], num_classes: int) -> Supervised:
+    """Return the objective of a recipe's task.
+
+    Args:
+        recipe: Its `task`, `losses` and `train.epochs` are read.
+        student: The network that trains.
+        teachers: Networks to learn from; they are frozen here. Not looked at by the task `supervised`.
+        num_classes: C.
+    """
+    match recipe.task:
+        case "supervised":
+            return Supervised(student, recipe.losses, epochs=recipe.train.epochs)
+        case "distill":
+            return Distillation(student, teachers, recipe.losses, epochs=recipe.train.epochs, num_classes=num_classes)
