@@ -19,7 +19,7 @@ import limbeck
 PACKAGE = Path(limbeck.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-COMMAND_LINE = {"__main__", "cli", "commands", "demo", "listings"}
+COMMAND_LINE = {"__main__", "cli", "commands", "demo", "listings", "present"}
 SETTINGS = {"config", "errors"}
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.
 ARROWS: dict[str, set[str]] = {
