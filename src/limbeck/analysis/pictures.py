@@ -38,18 +38,25 @@ class Picture:
     png: bytes
 
 
-def draw_run(run: Path, out: Path) -> list[Path]:
+def draw_run(run: Path, out: Path, *, against: Path | None = None) -> list[Path]:
     """Draw the pictures of the run folder `run` into the folder `out`, made when missing; return the files.
 
-    A run that is not finished has learning curves only.
+    A run that is not finished has learning curves only. With the folder `against` of another run, both are drawn, and
+    the differences of margins are taken to that one.
 
     Raises:
-        UserError: no run folder, a damaged file, a folder that cannot be written, or matplotlib is not installed.
+        UserError: no run folder, a damaged file, a folder that cannot be written, matplotlib is not installed, or the
+            two runs have different classes.
     """
-    opened = read_run(run)
-    rows = {run.name: [opened]}
+    folders = [run] if against is None else [run, against]
+    alike = len({folder.name for folder in folders}) < len(folders)  # .../kl/seed0 and .../gkl/seed0
+    rows = {str(folder) if alike else folder.name: [read_run(folder)] for folder in folders}
+    baseline = None if against is None else list(rows)[-1]
+    finished = all(opened.finished for (opened,) in rows.values())
+    if finished and len({opened.results["num_classes"] for (opened,) in rows.values()}) > 1:
+        raise UserError(f"{run} and {against} expected the same classes to be drawn together; draw each by itself")
     with styled():
-        return save([*_learning(rows), *(_predictions(rows, None) if opened.finished else ())], out)
+        return save([*_learning(rows), *(_predictions(rows, baseline) if finished else ())], out)
 
 
 def draw_comparison(folder: Path) -> list[Path]:
@@ -81,7 +88,7 @@ def _differences(comparison: Comparison) -> Iterator[Picture]:
         return
     result = differences.compute(comparison)
     figure, (axes,) = new_figure(0.9 + 0.62 * len(result.rows))
-    differences.draw(result, axes).set_title(title := f"Which losses differ from {comparison.baseline}?")
+    differences.draw(result, axes).set_title(title := f"Differences to {comparison.baseline}")
     caption = (
         f"Test top-1 less that of {comparison.baseline}, paired by seed. Small dots: seeds. Diamond: their mean. "
         "Bar: 95 % t-interval, absent where no test can be made. An interval that covers 0 shows no difference."

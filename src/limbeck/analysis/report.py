@@ -24,17 +24,18 @@ STYLE = """
   --bad: #a04000; --shade: #f4f5f7; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --paper: #17191c; --faint: #a0a5ab; --line: #3a3e44;
   --good: #6bbcf0; --bad: #f49a5b; --shade: #212429; } }
-body { margin: 2.5rem auto; padding: 0 1.25rem; max-width: 60rem; background: var(--paper); color: var(--ink);
+body { margin: 2.5rem auto; padding: 0 1.25rem; max-width: 72rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
-.lead, figcaption, .notes { color: var(--faint); } .notes { font-size: .9rem; padding-left: 1.1rem; }
+.lead, figcaption, .notes { color: var(--faint); } .notes { font-size: .9rem; padding-left: 1.1rem;
+  max-width: 56rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 thead th { border-bottom-width: 2px; vertical-align: bottom; } .text { text-align: left; }
 .number { white-space: nowrap; } .best td, .best th { font-weight: 700; } .better { color: var(--good); }
 .worse { color: var(--bad); } .warning { border-left: 4px solid var(--bad); padding: .5rem .8rem;
   background: var(--shade); }
-figure { margin: 0 0 2rem; } figure h3 { font-size: 1rem; margin: 0 0 .4rem; }
+figure { margin: 0 0 2rem; } figcaption strong { color: var(--ink); }
 figure img { width: 100%; max-width: 700px; height: auto; background: #fff; border: 1px solid var(--line);
   border-radius: 6px; padding: 6px; box-sizing: border-box; } figcaption { font-size: .9rem; max-width: 700px; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 1.2rem; overflow-wrap: anywhere; }
@@ -85,7 +86,7 @@ def html(comparison: Comparison, pictures: Sequence[Picture]) -> str:
     seeds = ", ".join(map(str, comparison.seeds))
     parts = [
         f"<h1>{title}</h1>",
-        f'<p class="lead">{len(comparison.rows)} losses, seeds {escape(seeds)}, same student, data and order.</p>',
+        f'<p class="lead">{len(comparison.rows)} rows, seeds {escape(seeds)}, same student, data and order.</p>',
         warning,
         f'<div class="wide">{_table(comparison)}</div>',
         _list(sentences, "notes"),
@@ -146,9 +147,8 @@ def _settings_of(row: Row) -> Iterator[str]:
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode("ascii")
     return (
-        f"<figure><h3>{escape(picture.title)}</h3>"
-        f'<img alt="{escape(picture.title)}: {escape(picture.caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+        f'<figure><img alt="{escape(picture.title)}: {escape(picture.caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption><strong>{escape(picture.title)}.</strong> {escape(picture.caption)}</figcaption></figure>"
     )
 
 

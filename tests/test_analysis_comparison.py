@@ -1,0 +1,207 @@
+"""Claims about the summary of a comparison folder."""
+
+import json
+
+import numpy as np
+import pytest
+from fake_runs import LONG_TAILED, demo_like, fake_comparison, fake_run
+
+from limbeck.analysis.comparison import select, summarise
+from limbeck.analysis.statistics import paired_difference, spread
+from limbeck.errors import UserError
+
+SEEDS = [(0.90, 0.89), (0.92, 0.90), (0.91, 0.91)]
+
+
+def shifted(seeds, test, validation=0.0):
+    return [(top1 + test, held_out + validation) for top1, held_out in seeds]
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_setting_is_selected_on_validation_alone(tmp_path):
+    settings = [SEEDS, shifted(SEEDS, -0.05, 0.01), shifted(SEEDS, 0.05, -0.01)]
+    folder = fake_comparison(tmp_path, {"kl": settings})
+    assert summarise(folder).row("kl").selected == 1
+
+
+def test_test_split_cannot_influence_the_selection(tmp_path):
+    settings = [SEEDS, shifted(SEEDS, 0.0, 0.01), shifted(SEEDS, 0.0, -0.01)]
+    folder = fake_comparison(tmp_path, {"kl": settings, "gkl": settings})
+    before = [row.selected for row in summarise(folder).rows]
+    rng = np.random.default_rng(0)
+    for path in folder.rglob("results.json"):
+        edit(path, lambda content: content["last"].update(test={**content["last"]["test"], "top1": rng.random()}))
+    after = [row.selected for row in summarise(folder).rows]
+    assert before == after == [1, 1]
+
+
+def test_first_of_equal_settings_is_selected():
+    assert select([None, spread([0.9, 0.8]), spread([0.8, 0.9])], seeds=2) == 1
+
+
+def test_setting_with_unfinished_runs_stands_back_behind_a_complete_one():
+    assert select([spread([0.8, 0.8]), spread([0.99])], seeds=2) == 0
+
+
+def test_row_reports_the_last_epoch_of_the_selected_setting(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS], "gkl": [shifted(SEEDS, 0.05, -0.02), SEEDS]})
+    row = summarise(folder).row("gkl")
+    assert row.top1.values == pytest.approx([90.0, 92.0, 91.0])
+    assert (row.top1.mean, row.top1.std, row.top1.n) == pytest.approx((91.0, 1.0, 3))
+    assert row.nll.mean == pytest.approx(2.5 * 0.09)
+    assert row.ece.mean == pytest.approx(40 * 0.09)
+    assert row.agreement.mean == pytest.approx(30 + 65 * 0.91)
+    assert len(row.settings) == 2
+
+
+def test_best_on_validation_is_reported_beside_the_last_epoch(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS]})
+    for path in folder.glob("kl/*/*/results.json"):
+        edit(path, lambda content: content["best"].update(test={**content["best"]["test"], "top1": 0.95}))
+    row = summarise(folder).row("kl")
+    assert (row.top1.mean, row.best_top1.mean) == pytest.approx((91.0, 95.0))
+
+
+def test_difference_is_paired_by_seed_in_percentage_points(tmp_path):
+    better = [(0.93, 0.9), (0.94, 0.9), (0.935, 0.9)]
+    comparison = summarise(fake_comparison(tmp_path, {"kl": [SEEDS], "gkl": [better]}))
+    assert comparison.row("kl").difference is None
+    found, expected = comparison.row("gkl").difference, paired_difference([93, 94, 93.5], [90, 92, 91])
+    assert (found.mean, found.low, found.high, found.p) == pytest.approx(
+        (expected.mean, expected.low, expected.high, expected.p)
+    )
+
+
+def test_p_values_are_adjusted_over_the_rows(tmp_path):
+    comparison = summarise(demo_like(tmp_path))
+    raw = {row.name: row.difference.p for row in comparison.rows if row.difference}
+    assert raw["dkl"] is None
+    assert comparison.row("gkl").p_holm == pytest.approx(2 * raw["gkl"])
+    assert comparison.row("ce").p_holm == pytest.approx(3 * raw["ce"])
+    words = {row.name: row.verdict for row in comparison.rows}
+    expected = {"ce": "worse", "kl": "", "dkl": "identical", "ikl": "no difference seen", "gkl": "better"}
+    assert words == expected
+
+
+def test_control_shows_the_largest_difference_of_rows_equal_by_theory(tmp_path):
+    nearly = [(0.90, 0.89), (0.92 - 0.004, 0.90), (0.91 + 0.001, 0.91)]
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS], "dkl": [nearly]}, equal_by_theory=[("kl", "dkl"), ("a", "b")])
+    (control,) = summarise(folder).controls
+    assert (control.first, control.second, control.n) == ("kl", "dkl", 3)
+    assert control.largest == pytest.approx(0.4)
+
+
+def test_one_seed_is_no_evidence(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS[:1]], "gkl": [[(0.99, 0.9)]]})
+    row = summarise(folder).row("gkl")
+    assert row.verdict == "no test"
+    assert (row.top1.std, row.difference.p, row.p_holm) == (None, None, None)
+
+
+def test_head_and_tail_are_class_means_of_the_largest_and_smallest_third(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS]}, counts=LONG_TAILED)
+    heads = []
+    for run in sorted(folder.glob("kl/setting0/*")):
+        with np.load(run / "predictions.npz") as file:
+            right = file["test_logits"].argmax(1) == file["test_labels"]
+            heads.append(100 * np.mean([right[file["test_labels"] == label].mean() for label in (0, 1, 2)]))
+    row = summarise(folder).row("kl")
+    assert row.head.values == pytest.approx(heads)
+    assert row.tail.mean != pytest.approx(row.head.mean)
+
+
+def test_balanced_classes_have_no_head_and_tail(tmp_path):
+    row = summarise(fake_comparison(tmp_path, {"kl": [SEEDS]})).row("kl")
+    assert (row.head, row.tail) == (None, None)
+
+
+def test_missing_runs_are_listed_and_pairs_are_made_of_the_seeds_left(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS], "gkl": [shifted(SEEDS, 0.01)]})
+    (folder / "kl/setting0/seed1/results.json").unlink()
+    comparison = summarise(folder)
+    assert comparison.missing == ("kl/setting0/seed1",)
+    assert (comparison.row("kl").top1.n, comparison.row("gkl").top1.n) == (2, 3)
+    assert comparison.row("gkl").difference.values == pytest.approx([1.0, 1.0])
+
+
+def test_row_without_any_finished_run_is_missing_not_zero(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS], "gkl": [SEEDS]})
+    for path in folder.glob("kl/*/*/results.json"):
+        path.unlink()
+    comparison = summarise(folder)
+    assert [row.name for row in comparison.rows] == ["gkl"]
+    assert comparison.baseline is None
+    assert comparison.row("gkl").difference is None
+    assert len(comparison.missing) == 3
+
+
+def test_several_settings_without_a_validation_split_are_refused(tmp_path):
+    blind = [(0.9, None), (0.91, None)]
+    with pytest.raises(UserError, match=r"row `kl` .* no validation split .* `data.validation`"):
+        summarise(fake_comparison(tmp_path / "two", {"kl": [blind, blind]}))
+    row = summarise(fake_comparison(tmp_path / "one", {"kl": [blind]})).row("kl")
+    assert (row.best_top1, row.validation) == (None, (None,))
+
+
+def test_sizes_teachers_and_times_come_from_the_files(tmp_path):
+    comparison = summarise(demo_like(tmp_path))
+    assert comparison.images == {"train": sum(LONG_TAILED), "validation": 200, "test": 300}
+    assert comparison.teachers == pytest.approx((97.5,))
+    assert comparison.seconds == {"teachers": 3, "students": 61}
+    assert (comparison.epochs, comparison.seeds) == (20, (0, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.pop("rows"),
+        lambda content: content.update(format=2),
+        lambda content: content["rows"]["kl"]["runs"][0].pop(),
+        lambda content: content["rows"]["kl"]["settings"].pop(),
+        lambda content: content.update(seeds="many"),
+        lambda content: content.update(equal_by_theory=[["kl"]]),
+    ],
+)
+def test_damaged_comparison_is_one_line_with_the_way_out(tmp_path, damage):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS]})
+    edit(folder / "comparison.json", damage)
+    with pytest.raises(UserError, match=r"comparison\.json.*run `limbeck compare` again") as caught:
+        summarise(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_a_comparison_or_without_finished_runs_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"comparison\.json is missing"):
+        summarise(tmp_path)
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS]})
+    for path in folder.rglob("results.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="none of the 3 runs is finished"):
+        summarise(folder)
+
+
+@pytest.mark.parametrize(("text", "reason"), [("{", "JSON"), ("[1]", "object"), ('{"format": 1}', "the key `last`")])
+def test_damaged_results_name_their_file(tmp_path, text, reason):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS]})
+    (folder / "kl/setting0/seed1/results.json").write_text(text)
+    with pytest.raises(UserError, match=rf"seed1/results\.json.*{reason}"):
+        summarise(folder)
+
+
+def test_results_without_test_accuracy_name_what_is_expected(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS]})
+    edit(folder / "kl/setting0/seed0/results.json", lambda content: content["last"].update(test={}))
+    with pytest.raises(UserError, match=r"seed0/results\.json: expected `last\.test\.top1`"):
+        summarise(folder)
+
+
+def test_runs_of_a_supervised_comparison_have_no_agreement(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS[:2]]})
+    for seed in range(2):
+        fake_run(folder / f"kl/setting0/seed{seed}", seed=seed, distill=False)
+    assert summarise(folder).row("kl").agreement is None
