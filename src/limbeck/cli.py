@@ -47,6 +47,8 @@ def _run(words: list[str]) -> int:
     from limbeck.commands import app
 
     result = get_command(app).main(words or ["--help"], prog_name="limbeck", standalone_mode=False)
+    if result == EXIT_KEYBOARD:  # typer took the KeyboardInterrupt, and says nothing
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

@@ -81,9 +81,7 @@ def train(
     from limbeck.engine.progress import open_reporter
     from limbeck.listings import print_results
 
-    with open_reporter() as reporter:
-        results = fit(options, folder, resume=resume, reporter=reporter)
-    print_results(results, folder)
+    print_results(fit(options, folder, resume=resume, reporter=open_reporter()), folder)
 
 
 @app.command()
@@ -116,9 +114,22 @@ def compare(
     options = load_recipe(recipe, overrides or ())
     check_teachers(options)
     rows = select_rows(options, losses)
-    from limbeck.demo import compare_and_show
+    from limbeck.present import compare_and_show
 
     compare_and_show(options, folder or default_folder(recipe, "compare-"), rows=rows, seeds=seeds)
+
+
+@app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a run or of a comparison.")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Draw a second run beside it, and the differences to that one.")
+    ] = None,
+) -> None:
+    """Draw the pictures of a run, or pictures and report of a comparison. Reads files only."""
+    from limbeck.present import plot as plot_folder
+
+    plot_folder(folder, against)
 
 
 @app.command()

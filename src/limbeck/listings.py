@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from rich.console import RenderableType
+
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> None:
     """Print a plain table; with `numbers`, all columns but the first are right-aligned."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for position, title in enumerate(titles):
         table.add_column(title, justify="right" if numbers and position else "left", no_wrap=not position)
     for row in rows:
@@ -30,6 +32,11 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, numbers
 def say(text: str) -> None:
     """Print a line as it is: no markup, no colours for numbers, no wrapping, so that paths can be copied."""
     Console(markup=False, highlight=False, soft_wrap=True).print(text)
+
+
+def print_rich(content: RenderableType) -> None:
+    """Print what rich can draw."""
+    Console().print(content)
 
 
 def print_recipes() -> None:
@@ -105,7 +112,11 @@ def _range(schema: Mapping[str, Any]) -> str:
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Print a finished run: its metrics per set of weights and split, and its folder."""
     measured = [
-        (f"{weights} (epoch {results[weights]['epoch']})", split, results[weights][split])
+        (
+            f"{weights} (epoch {results[weights]['epoch']})" if weights == "best" else weights,
+            split,
+            results[weights][split],
+        )
         for weights in ("last", "best", "ema")
         if results[weights]
         for split in ("validation", "test")

@@ -1,0 +1,32 @@
+"""`limbeck demo`: two comparisons on real images that come with a package."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from limbeck.config_files import load_recipe
+from limbeck.listings import say
+from limbeck.present import compare_and_show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PARTS = {"few-labels": "distill/digits/few-labels", "long-tail": "distill/digits-long-tail/gkl"}
+"""Sub-folder and recipe of each part."""
+
+
+def run_demo(folder: Path, seeds: int) -> None:
+    """Train, print and draw both parts; what is finished already is only shown.
+
+    Args:
+        folder: One sub-folder per part is made in it.
+        seeds: Runs per row and setting.
+    """
+    start = time.monotonic()
+    for name, recipe in PARTS.items():
+        compare_and_show(load_recipe(recipe), folder / name, rows=None, seeds=seeds)
+    say(
+        f"\nThe demo took {time.monotonic() - start:.0f} s. It goes on where it stopped: more seeds are "
+        f"limbeck demo --seeds {2 * seeds} --folder {folder}"
+    )

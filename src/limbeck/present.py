@@ -1,0 +1,71 @@
+"""What `limbeck demo`, `compare` and `plot` do with the engine and the analysis: train, print the table, draw."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from typing import TYPE_CHECKING
+
+from limbeck.errors import UserError
+from limbeck.listings import print_rich, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from limbeck.config import Recipe
+
+
+def compare_and_show(recipe: Recipe, folder: Path, *, rows: Sequence[str] | None, seeds: int) -> None:
+    """Train a comparison's rows, print its table, draw its pictures and write its report.
+
+    Args:
+        recipe: With `compare.contenders`.
+        folder: Of the comparison. Runs that are finished there are not trained again.
+        rows: Which of the contenders; None is all.
+        seeds: Runs per row and setting.
+    """
+    from limbeck.analysis.comparison import summarise
+    from limbeck.analysis.tables import rich_table
+    from limbeck.engine.compare import compare
+    from limbeck.engine.progress import open_reporter
+
+    start = time.monotonic()
+    finished = _finished(folder)
+    compare(recipe, folder, rows=rows, seeds=seeds, reporter=open_reporter())
+    new = len(_finished(folder) - finished)
+    say(f"\n{recipe.title}")
+    print_rich(rich_table(summarise(folder)))
+    if new:
+        say(f"Trained {new} runs in {time.monotonic() - start:.0f} s; {len(finished)} were finished already.")
+    else:
+        say(f"All {len(finished)} runs were finished already: nothing was trained.")
+    if importlib.util.find_spec("matplotlib"):
+        plot(folder)
+    else:
+        say(f'For pictures and a report: pip install "limbeck[viz]", then limbeck plot {folder}')
+
+
+def plot(folder: Path, against: Path | None = None) -> None:
+    """Draw the pictures of a run, of two runs, or of a comparison with its report, and print their paths.
+
+    Args:
+        folder: Of a run or of a comparison.
+        against: A second run, which the differences are taken to.
+    """
+    from limbeck.analysis.pictures import draw_run
+    from limbeck.analysis.report import write_report
+
+    if (folder / "comparison.json").is_file():
+        if against is not None:
+            raise UserError(f"--against expected two runs, got the comparison {folder}; its pictures hold every row")
+        report = write_report(folder)
+        say(f"Pictures: {folder}/*.png\nReport: {report}")
+        return
+    name = "plots" if against is None else f"plots-against-{against.name}"
+    for path in draw_run(folder, folder / name, against=against):
+        say(str(path))
+
+
+def _finished(folder: Path) -> set[Path]:
+    return set(folder.rglob("results.json"))

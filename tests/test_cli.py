@@ -1,0 +1,217 @@
+"""The command line as its user meets it: exit codes, one line per mistake, no torch where nothing is computed."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+
+import limbeck.engine.fit
+from limbeck.cli import main
+from limbeck.errors import Interrupted
+
+FEW = "distill/digits/few-labels"
+TINY = ["--set", "train.epochs=1", "--set", "save.tensorboard=false"]
+
+
+@pytest.fixture
+def limbeck_says(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder; return its exit code, what it printed, and its one line of error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        output, error = capsys.readouterr()
+        return code, output, error
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A run of one epoch, for all tests that need one."""
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    assert main(["train", "supervised/digits/teacher", "--run", str(folder), *TINY]) == 0
+    return folder
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+# --- quick answers ---
+
+
+def test_help_listings_and_mistakes_answer_without_torch():
+    commands = [
+        [],
+        ["--help"],
+        ["--version"],
+        *([command, "--help"] for command in ("demo", "train", "evaluate", "compare", "plot", "recipes", "losses")),
+        ["recipes"],
+        ["recipes", FEW],
+        ["losses"],
+        ["losses", "gkl"],
+        ["losses", "gk"],
+        ["train", "few-label"],
+        ["train", FEW, "--set", "train.epoch=3"],
+        ["train", FEW, "--set", "teachers.0.recipe=nobody"],
+        ["compare", FEW, "--losses", "kl,glk"],
+        ["trian"],
+    ]
+    done = python(
+        "import sys\n"
+        "from limbeck.cli import main\n"
+        f"for words in {commands!r}:\n"
+        "    main(words)\n"
+        "    heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'sklearn'} & sys.modules.keys()\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["typer", "pydantic", "rich", "yaml"])
+def test_missing_extra_is_named(package):
+    done = python(
+        f"import sys\nsys.modules[{package!r}] = None\nfrom limbeck.cli import main\nsys.exit(main(['recipes']))"
+    )
+    assert done.returncode == 2
+    assert done.stderr == f'limbeck: the command line needs `{package}`: pip install "limbeck[cli]"\n'
+
+
+def test_python_m_limbeck_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "limbeck", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("limbeck 0.")
+
+
+def test_no_words_show_the_help(limbeck_says):
+    code, output, error = limbeck_says()
+    assert (code, error) == (0, "")
+    assert all(command in output for command in ("demo", "train", "evaluate", "compare", "plot", "recipes", "losses"))
+
+
+def test_recipe_is_shown_as_a_file_that_trains(limbeck_says, tmp_path):
+    _, output, _ = limbeck_says("recipes", FEW)
+    assert output.startswith("# ")
+    (tmp_path / "mine.yaml").write_text(output)
+    code, output, _ = limbeck_says("recipes", "mine.yaml")
+    assert code == 0
+    assert "# Reproduced: " in output
+
+
+def test_loss_is_shown_with_default_range_and_meaning_of_each_option(limbeck_says):
+    _, output, _ = limbeck_says("losses", "gkl")
+    lines = [line.split() for line in output.splitlines()]
+    assert ["weight_power", "1.0", ">=", "0"] in [words[:4] for words in lines]
+    assert ["prior", "class", "class,", "sample"] in [words[:4] for words in lines]
+    assert any(words[:3] == ["ramp_epochs", "0", "integer"] for words in lines)
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trian", "x"], "Did you mean 'train'?"),
+        (["train"], "RECIPE"),
+        (["train", FEW, "--sett", "a=b"], "--set"),
+        (["train", FEW, "--set", "a=1", "b=2"], "b=2"),
+        (["train", FEW, "--set", "train.epochs=0"], "--set train.epochs=0: `train.epochs` expected at least 1, got 0"),
+        (["train", "few-label"], "did you mean"),
+        (["compare", FEW, "--seeds", "x"], "--seeds"),
+        (["compare", FEW, "--seeds", "0"], "--seeds"),
+        (["compare", FEW, "--losses", "kl,glk"], "did you mean `gkl`? (rows: ce, kl, dkl, ikl, gkl)"),
+        (["compare", "digits/teacher"], "no rows to compare"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["evaluate", "x", "--which", "bst"], "'bst' is not one of 'last', 'best', 'ema'"),
+        (["plot", "nowhere"], "nowhere"),
+        (["losses", "gk"], "unknown loss `gk`; did you mean `gkl`?"),
+        (["recipes", "gk"], "did you mean"),
+        (["demo", "--seeds", "0"], "--seeds"),
+    ],
+)
+def test_mistake_is_one_line_and_exit_code_2(limbeck_says, words, expected):
+    code, output, error = limbeck_says(*words)
+    assert (code, output) == (2, "")
+    assert error.startswith("limbeck: ")
+    assert error.count("\n") == 1
+    assert expected in error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (Interrupted("saved; go on with --resume"), 75, "limbeck: saved; go on with --resume\n"),
+        (KeyboardInterrupt(), 130, "limbeck: interrupted\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, "limbeck: runs/a: No space left on device\n"),
+        (
+            ZeroDivisionError("a\nb"),
+            1,
+            "limbeck: ZeroDivisionError: a b (a bug, most likely; --debug shows the traceback)\n",
+        ),
+    ],
+)
+def test_what_goes_wrong_has_its_exit_code_and_no_traceback(limbeck_says, monkeypatch, error, code, line):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(limbeck.engine.fit, "fit", fail)
+    assert limbeck_says("train", "digits/teacher") == (code, "", line)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_debug_shows_the_traceback_wherever_it_stands(limbeck_says, place):
+    words = ["train", FEW, "--set", "seed=-1"]
+    words.insert(place, "--debug")
+    code, _, error = limbeck_says(*words)
+    assert code == 2
+    assert error.startswith("Traceback")
+    assert error.splitlines()[-1].startswith("limbeck: --set seed=-1")
+
+
+# --- work ---
+
+
+def test_train_goes_into_a_folder_named_after_the_recipe_and_is_not_overwritten(limbeck_says):
+    code, output, _ = limbeck_says("train", "digits/teacher", *TINY)
+    assert code == 0
+    assert "runs/supervised-digits-teacher" in output
+    code, _, error = limbeck_says("train", "digits/teacher", *TINY)
+    assert code == 2
+    assert "runs/supervised-digits-teacher" in error
+    code, again, _ = limbeck_says("train", "digits/teacher", *TINY, "--resume")
+    assert code == 0
+    assert again == output
+
+
+def test_evaluate_prints_what_the_run_found(limbeck_says, teacher):
+    top1 = json.loads((teacher / "results.json").read_text())["last"]["test"]["top1"]
+    code, output, _ = limbeck_says("evaluate", teacher)
+    assert code == 0
+    (line,) = (line for line in output.splitlines() if "test" in line)
+    assert f"{100 * top1:.2f}" in line
+
+
+def test_compare_trains_what_is_missing_and_prints_the_table(limbeck_says, teacher, tmp_path):
+    given = ["--set", f"teachers=[{{run: {teacher}}}]", "--folder", "cmp", *TINY]
+    code, output, _ = limbeck_says("compare", FEW, "--losses", "ce,kl", "--seeds", 1, *given)
+    assert code == 0
+    assert "Trained 4 runs" in output
+    assert (tmp_path / "cmp" / "report.html").is_file()
+    code, output, _ = limbeck_says("compare", FEW, "--losses", "ce,kl", "--seeds", 1, *given)
+    assert code == 0
+    assert "All 4 runs were finished already: nothing was trained." in output
+
+
+def test_plot_draws_a_run_and_two_runs(limbeck_says, teacher, tmp_path):
+    code, output, _ = limbeck_says("plot", teacher)
+    assert code == 0
+    assert str(teacher / "plots" / "margins.png") in output.replace("\n", "")
+    code, _, _ = limbeck_says("train", "digits/teacher", "--run", "other/teacher", "--set", "seed=1", *TINY)
+    assert code == 0
+    code, output, _ = limbeck_says("plot", "other/teacher", "--against", teacher)
+    assert code == 0
+    assert (tmp_path / "other/teacher/plots-against-teacher/margins.png").is_file()
