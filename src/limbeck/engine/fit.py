@@ -78,7 +78,7 @@ def train_run(
     """
     if run_folder.is_finished(run, recipe, resume=resume):
         return run_folder.read_results(run)
-    device = _device(recipe.train.device)
+    device = open_device(recipe.train.device)
     path = run / run_folder.CHECKPOINT
     state = load_checkpoint(path) if path.is_file() else None
     with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
@@ -100,7 +100,8 @@ def train_run(
     return results
 
 
-def _device(name: str) -> torch.device:
+def open_device(name: str) -> torch.device:
+    """Return a device, or raise UserError if torch cannot use it here."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -322,7 +322,7 @@ class Trainer:
             raise NotFinite("weights", self.step)
 
     def _divergence(self, error: NotFinite) -> str:
-        good = "no checkpoint was written yet"
+        good = f"no checkpoint was written to {self.run} yet"
         if self.saved_step is not None:
             good = f"the last good checkpoint, {self.run / run_folder.CHECKPOINT}, is from step {self.saved_step}"
         return (

@@ -109,7 +109,7 @@ class PlainReporter(Reporter):
     def begin_plan(self, title: str, *, runs: int, done: int) -> None:
         """Print how many runs there are."""
         self._plan = _Speed(runs, done)
-        self.note(f"{title}: {runs} runs, {done} finished already")
+        self.note(f"{title}: {runs} runs" + (f", {done} finished already" if done else ""))
 
     def begin_run(self, title: str, *, steps: int, done: int) -> None:
         """Print the title; runs of a plan print when they end."""

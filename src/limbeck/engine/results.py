@@ -61,6 +61,7 @@ def _description(trainer: Trainer) -> dict[str, Any]:
         "seed": recipe.seed,
         "losses": [term.model_dump(mode="json") for term in recipe.losses],
         "data": recipe.data.model_dump(mode="json"),
+        "data_fingerprint": data.fingerprint,
         "num_classes": data.num_classes,
         "image_shape": list(data.image_shape),
         "class_counts": data.train.class_counts.tolist(),

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
@@ -185,9 +186,11 @@ def _first_difference(before: Any, now: Any, path: str = "") -> tuple[str, Any, 
 
 def environment() -> dict[str, Any]:
     """Return what the results may depend on beside the recipe."""
+    packages = ("torch", "numpy", "pydantic", "safetensors")
     return {
+        "limbeck": version("limbeck"),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "packages": {package: version(package) for package in packages},
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
