@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -84,6 +85,16 @@ def test_missing_extra_is_named(package):
 def test_python_m_limbeck_is_the_command():
     done = subprocess.run([sys.executable, "-m", "limbeck", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("limbeck 0.")
+
+
+def test_output_that_cannot_hold_a_formula_is_no_error():
+    done = subprocess.run(
+        [sys.executable, "-m", "limbeck", "losses", "kl"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert b"? p_t log(p_t / p_s)" in done.stdout
 
 
 def test_no_words_show_the_help(limbeck_says):

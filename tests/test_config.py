@@ -67,7 +67,9 @@ def test_comparison_gives_every_row_the_same_number_of_settings_and_hinton_the_s
 @pytest.mark.parametrize("name", recipe_names())
 def test_dumped_recipe_reads_back_equal(name, tmp_path):
     recipe = load_recipe(name, ["optimizer.weight_decay=1e-05", "title='yes: #1'"])
-    assert load_recipe(recipe_file(tmp_path, dump(recipe))) == recipe
+    again = load_recipe(recipe_file(tmp_path, dump(recipe)))
+    assert again == recipe
+    assert list(again.compare.contenders) == list(recipe.compare.contenders)  # the order of the table
 
 
 def test_recipe_is_found_by_the_end_of_its_name_where_that_is_unique():
@@ -206,7 +208,8 @@ def test_overrides_reach_into_the_rows_of_a_comparison():
 )
 def test_mistake_in_an_override_names_it_and_the_way_out(override, expected):
     line = mistake("seed=3", override)
-    assert line.startswith(f"--set {override}: ") or line.startswith(f"--set seed=3 --set {override}: ")
+    together = override in ("train.accumulate=3", "task=supervised", "teachers=[]")  # any of both could be the cause
+    assert line.startswith(f"--set seed=3 --set {override}: " if together else f"--set {override}: ")
     assert expected in line
 
 

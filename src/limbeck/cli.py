@@ -5,6 +5,7 @@ Imports nothing outside the standard library, so that it can say what to install
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal or a file that cannot hold Σ shows `?`
     try:
         return _run([word for word in words if word != "--debug"])
     except (Exception, KeyboardInterrupt) as error:

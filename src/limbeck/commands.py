@@ -134,7 +134,7 @@ def plot(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one, every option resolved.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one, every option resolved.")] = None,
 ) -> None:
     """List the recipes, or show one."""
     from limbeck.listings import print_recipe, print_recipes
@@ -147,7 +147,7 @@ def recipes(
 
 @app.command()
 def losses(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the options of this one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this one.")] = None,
 ) -> None:
     """List the losses, or show the options of one."""
     from limbeck.listings import print_loss, print_losses
