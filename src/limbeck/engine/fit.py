@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from limbeck.config import AugmentOptions
 from limbeck.config_files import load_recipe
 from limbeck.data import steps_per_epoch
 from limbeck.engine import run_folder
@@ -90,7 +91,9 @@ def train_run(
         if teacher_runs is None:
             teacher_runs = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
         teachers = [resources.teacher(folder, data, recipe.data, device) for folder in teacher_runs]
-        trainer = Trainer(recipe, run, model, data, teachers, reporter=reporter, stop=stop)
+        plain = recipe.data.augment == AugmentOptions()
+        recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
+        trainer = Trainer(recipe, run, model, data, teachers, recorded=recorded, reporter=reporter, stop=stop)
         if state:
             trainer.restore(state)
         reporter.begin_run(title or recipe.title or str(run), steps=trainer.steps, done=trainer.step)

@@ -123,7 +123,7 @@ class LineFile:
         """Put the lines on the disk and return the file's length in bytes."""
         with disk_errors(self._path):
             os.fsync(self._file.fileno())
-            return self._file.seek(0, os.SEEK_END)
+            return self._file.tell()
 
     def close(self) -> None:
         """Close the file."""

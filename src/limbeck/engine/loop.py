@@ -48,6 +48,7 @@ class Trainer:
         model: The student, on its device.
         data: The data, on the same device.
         teachers: For the task `distill`.
+        recorded: The teachers' logits on the training images, if no augmentation makes other views of them.
         reporter: Whom to tell.
         stop: Says when to stop early.
     """
@@ -60,6 +61,7 @@ class Trainer:
         data: DataBundle,
         teachers: Sequence[Teacher],
         *,
+        recorded: Sequence[Tensor],
         reporter: Reporter,
         stop: StopRequest,
     ) -> None:
@@ -68,7 +70,8 @@ class Trainer:
         self.device = data.train.images.device
         self.epochs = recipe.train.epochs
         self.steps_per_epoch = steps_per_epoch(len(data.train), recipe.train.batch_size, recipe.train.drop_last)
-        self.objective = build_objective(recipe, model, [teacher.model for teacher in teachers], data.num_classes)
+        networks = [teacher.model for teacher in teachers]
+        self.objective = build_objective(recipe, model, networks, data.num_classes, recorded)
         self.objective.to(self.device)
         self.optimizer = build_optimizer(model, recipe.optimizer)
         ema_decay = recipe.train.ema_decay

@@ -56,6 +56,7 @@ class Resources:
     def __init__(self) -> None:
         self._data: dict[tuple[DataOptions, torch.device], DataBundle] = {}
         self._teachers: dict[tuple[Path, str, torch.device], Teacher] = {}
+        self._recorded: dict[tuple[str, str, torch.device], Tensor] = {}
 
     def data(self, options: DataOptions, device: torch.device) -> DataBundle:
         """Return a data set on a device."""
@@ -83,6 +84,14 @@ class Resources:
             model = model.to(device).eval().requires_grad_(False)
             self._teachers[key] = _with_logits(model, recipe, fingerprint, data)
         return self._teachers[key]
+
+    def recorded(self, teacher: Teacher, data: DataBundle) -> Tensor:
+        """Return a teacher's logits on the training images as they are, `(N, C)`, on the data's device."""
+        device = data.train.images.device
+        key = (teacher.fingerprint, data.fingerprint, device)
+        if key not in self._recorded:
+            self._recorded[key] = predict(teacher.model, data.train).to(device)
+        return self._recorded[key]
 
 
 def _to_device(data: DataBundle, device: torch.device) -> DataBundle:

@@ -10,14 +10,20 @@ from limbeck.objectives.supervised import Batch, Outcome, Supervised
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from limbeck.config import Recipe
 
 __all__ = ["Batch", "Distillation", "Outcome", "Supervised", "build_objective"]
 
 
-def build_objective(recipe: Recipe, student: nn.Module, teachers: Sequence[nn.Module], num_classes: int) -> Supervised:
+def build_objective(
+    recipe: Recipe,
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+    num_classes: int,
+    recorded: Sequence[Tensor] = (),
+) -> Supervised:
     """Return the objective of a recipe's task.
 
     Args:
@@ -25,9 +31,17 @@ def build_objective(recipe: Recipe, student: nn.Module, teachers: Sequence[nn.Mo
         student: The network that trains.
         teachers: Networks to learn from; they are frozen here. Not looked at by the task `supervised`.
         num_classes: C.
+        recorded: See `Distillation`.
     """
     match recipe.task:
         case "supervised":
             return Supervised(student, recipe.losses, epochs=recipe.train.epochs)
         case "distill":
-            return Distillation(student, teachers, recipe.losses, epochs=recipe.train.epochs, num_classes=num_classes)
+            return Distillation(
+                student,
+                teachers,
+                recipe.losses,
+                epochs=recipe.train.epochs,
+                num_classes=num_classes,
+                recorded=recorded,
+            )

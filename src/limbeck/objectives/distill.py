@@ -32,22 +32,31 @@ class Distillation(Supervised):
         terms: Terms of the loss.
         epochs: Length of the run, which the terms' decay refers to.
         num_classes: C.
+        recorded: What each teacher says of the whole training split, `(samples, C)`. Where the views are the images
+            themselves, this saves the teachers' forward passes.
     """
 
     def __init__(
-        self, student: nn.Module, teachers: Sequence[nn.Module], terms: Sequence[Term], *, epochs: int, num_classes: int
+        self,
+        student: nn.Module,
+        teachers: Sequence[nn.Module],
+        terms: Sequence[Term],
+        *,
+        epochs: int,
+        num_classes: int,
+        recorded: Sequence[Tensor] = (),
     ) -> None:
         super().__init__(student, terms, epochs=epochs)
         # A tuple is not registered, so train(), parameters(), to() and state_dict() pass the teachers by.
         self.teachers = tuple(teacher.eval().requires_grad_(False) for teacher in teachers)
+        self.recorded = tuple(recorded)
         for name, term in self.terms.items():
             if not isinstance(term, CrossEntropyTerm):
                 self.losses[name] = nn.ModuleList(build_divergence(term, num_classes) for _ in self.teachers)
 
     def forward(self, batch: Batch) -> Outcome:
         """Return the loss of a batch, its parts and the logits of student and teachers."""
-        with torch.no_grad():  # nobody asks the teachers if all terms are cross-entropies
-            target_logits = tuple(teacher(batch.images) for teacher in self.teachers if self.losses)
+        target_logits = self._target_logits(batch)
         logits = self.student(batch.images)
         parts = {}
         for name, term in self.terms.items():
@@ -56,6 +65,14 @@ class Distillation(Supervised):
             else:
                 parts[name] = self._divergence(name, logits, target_logits, batch.labels)
         return Outcome(self._total(parts), logits, parts, target_logits)
+
+    @torch.no_grad()
+    def _target_logits(self, batch: Batch) -> tuple[Tensor, ...]:
+        if not self.losses:
+            return ()  # only cross-entropies: nobody asks the teachers
+        if self.recorded:
+            return tuple(logits[batch.indices] for logits in self.recorded)
+        return tuple(teacher(batch.images) for teacher in self.teachers)
 
     def _divergence(self, name: str, logits: Tensor, target_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         pairs = zip(self._per_teacher(name), target_logits, strict=True)

@@ -28,6 +28,10 @@ class Batch(Protocol):
     def labels(self) -> Tensor:
         """Integers `(N,)`, or probabilities `(N, C)` from mixup and cutmix."""
 
+    @property
+    def indices(self) -> Tensor:
+        """Integers `(N,)`: the samples' places in the training split."""
+
 
 @dataclass(frozen=True)
 class Outcome:
