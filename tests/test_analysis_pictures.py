@@ -9,7 +9,7 @@ from fake_runs import LONG_TAILED, demo_like, fake_run
 
 from limbeck.analysis import convergence, curves, differences, margins, per_class, predicted_scores, prior
 from limbeck.analysis.comparison import summarise
-from limbeck.analysis.pictures import draw_comparison, draw_run
+from limbeck.analysis.pictures import _short_names, draw_comparison, draw_run
 from limbeck.analysis.run_files import read_run
 from limbeck.analysis.style import COLOURS, new_figure, styled
 from limbeck.errors import UserError
@@ -161,6 +161,23 @@ def test_supervised_run_has_the_pictures_it_can_have(tmp_path):
         "margins",
         "predicted_scores",
     ]
+
+
+def test_two_runs_of_one_name_are_told_apart_and_compared(tmp_path):
+    first, second = (fake_run(tmp_path / name / "seed0", top1=top1) for name, top1 in (("kl", 0.88), ("gkl", 0.92)))
+    alone, both = draw_run(second, tmp_path / "alone"), draw_run(second, tmp_path / "both", against=first)
+    assert [path.name for path in alone] == [path.name for path in both]
+    assert _short_names(first, second) == ["kl", "gkl"]
+    assert _short_names(first, second.parent / "seed1") == ["kl/seed0", "gkl/seed1"]
+    assert _short_names(first.parent, first) == ["kl", "kl/seed0"]
+    with pytest.raises(UserError, match=r"expected two runs, got .*seed0 twice"):
+        draw_run(second, tmp_path, against=second)
+
+
+def test_runs_with_other_classes_are_not_compared(tmp_path):
+    first, second = fake_run(tmp_path / "ten"), fake_run(tmp_path / "three", counts=(30, 20, 10))
+    with pytest.raises(UserError, match="same classes, got ten 10, three 3"):
+        draw_run(second, tmp_path, against=first)
 
 
 def test_unfinished_run_has_learning_curves(tmp_path):

@@ -87,7 +87,8 @@ def test_markdown_has_as_many_cells_in_every_line(comparison):
 
 def test_row_names_with_brackets_are_not_markup(tmp_path):
     text = plain(summarise(fake_comparison(tmp_path, {"kl [red]": [SEEDS]}, baseline="kl [red]")))
-    assert "kl [red]" in text
+    assert any(line.startswith(" kl [red]") and "91.00" in line for line in text.splitlines())
+    assert "vs kl [red], points" in " ".join(text.split())
 
 
 def test_setting_reads_as_text_without_the_defaults_common_to_all_terms(comparison):

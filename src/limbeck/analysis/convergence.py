@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.analysis.style import look
+from limbeck.analysis.style import epoch_axis, look
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,8 +46,11 @@ def draw(result: Convergence, axes: Axes, quarter: int = 0) -> Axes:
             continue
         means = values[..., quarter].mean(0)
         axes.plot(np.arange(1, len(means) + 1), means, label=name, **look(index))
-    axes.set_xlabel("epoch")
+    epoch_axis(axes)
     axes.set_ylabel("accuracy, %")
+    low, high = axes.get_ylim()
+    middle = (low + high) / 2  # at least 10 points high: a quarter that stays at 0 or 100 % would show its rounding
+    axes.set_ylim(max(min(low, middle - 5), -2), min(max(high, middle + 5), 102))
     return axes
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from limbeck.analysis.style import TEACHER, look
+from limbeck.analysis.style import TEACHER, epoch_axis, look
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def draw(result: Curves, axes: Axes, quantity: Quantity = "top1") -> Axes:
             axes.fill_between(curve.epochs, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
     if quantity == "top1" and result.teacher is not None:
         axes.axhline(result.teacher, color=TEACHER, linewidth=1, linestyle=":", label="teacher")
-    axes.set_xlabel("epoch")
+    epoch_axis(axes)
     axes.set_ylabel(LABELS[quantity])
     _leave_out_the_first_epochs(result, axes, quantity)
     axes.legend(loc="lower right" if quantity == "top1" else "upper right")

@@ -63,10 +63,25 @@ def draw(result: Margins, axes: Axes) -> Axes:
     """Draw the margin of each class, mean over seeds, one marker per row; the teacher's as a dash."""
     classes = next(iter(result.rows.values())).shape[1]
     if result.teacher is not None:
-        axes.plot(range(classes), result.teacher, "_", color=TEACHER, markersize=18, markeredgewidth=2, label="teacher")
+        axes.plot(
+            range(classes),
+            result.teacher,
+            "_",
+            color=TEACHER,
+            markersize=max(3, min(18, 320 / classes)),
+            markeredgewidth=2,
+            label="teacher",
+        )
     for index, (name, margins) in enumerate(result.rows.items()):
         place = _places(index, len(result.rows), classes)
-        axes.plot(place, margins.mean(0), label=name, linestyle="none", markersize=5, **marker(index))
+        axes.plot(
+            place,
+            margins.mean(0),
+            label=name,
+            linestyle="none",
+            markersize=5 if classes <= 20 else 2.5,
+            **marker(index),
+        )
     class_axis(axes, [str(label) for label in range(classes)], "class")
     axes.set_ylabel("margin, probability")
     legend_above(axes)
@@ -83,7 +98,7 @@ def draw_difference(result: MarginDifference, axes: Axes) -> Axes:
         axes.bar(centres, result.rows[name], 0.72 / len(shown), label=name, color=colour)
     axes.axhline(0, color="black", linewidth=0.8)
     class_axis(axes, [str(label) for label in range(classes)], "class")
-    axes.set_ylabel(f"margin less that of {result.baseline}")
+    axes.set_ylabel("difference of margins")
     legend_above(axes)
     return axes
 

@@ -41,22 +41,32 @@ class Picture:
 def draw_run(run: Path, out: Path, *, against: Path | None = None) -> list[Path]:
     """Draw the pictures of the run folder `run` into the folder `out`, made when missing; return the files.
 
-    A run that is not finished has learning curves only. With the folder `against` of another run, both are drawn, and
-    the differences of margins are taken to that one.
+    With `against`, a second run, both are drawn and the margins' difference is taken to it. Runs that are not finished
+    have learning curves only.
 
     Raises:
-        UserError: no run folder, a damaged file, a folder that cannot be written, matplotlib is not installed, or the
-            two runs have different classes.
+        UserError: no run folder, a damaged file, runs that do not fit together, a folder that cannot be written, or
+            matplotlib is not installed.
     """
-    folders = [run] if against is None else [run, against]
-    alike = len({folder.name for folder in folders}) < len(folders)  # .../kl/seed0 and .../gkl/seed0
-    rows = {str(folder) if alike else folder.name: [read_run(folder)] for folder in folders}
-    baseline = None if against is None else list(rows)[-1]
-    finished = all(opened.finished for (opened,) in rows.values())
-    if finished and len({opened.results["num_classes"] for (opened,) in rows.values()}) > 1:
-        raise UserError(f"{run} and {against} expected the same classes to be drawn together; draw each by itself")
+    folders = [run] if against is None else [against, run]
+    names = [run.resolve().name] if against is None else _short_names(against, run)
+    rows = {name: [read_run(folder)] for name, folder in zip(names, folders, strict=True)}
+    finished = all(opened.finished for runs in rows.values() for opened in runs)
     with styled():
-        return save([*_learning(rows), *(_predictions(rows, baseline) if finished else ())], out)
+        learning, predictions = _learning(rows), _predictions(rows, None if against is None else names[0])
+        return save([*learning, *(predictions if finished else ())], out)
+
+
+def _short_names(first: Path, second: Path) -> list[str]:
+    """Return what tells two paths apart: they lose the parts that both begin with, and those that both end with."""
+    paths = [list(first.resolve().parts), list(second.resolve().parts)]
+    if paths[0] == paths[1]:
+        raise UserError(f"expected two runs, got {first} twice")
+    for end in (0, -1):
+        while min(map(len, paths)) > 1 and paths[0][end] == paths[1][end]:
+            for path in paths:
+                del path[end]
+    return ["/".join(path) for path in paths]
 
 
 def draw_comparison(folder: Path) -> list[Path]:
@@ -135,6 +145,10 @@ def _convergence(result: convergence.Convergence) -> Picture:
 
 def _predictions(rows: Rows, baseline: str | None) -> Iterator[Picture]:
     """Draw what the predictions on the test split show."""
+    classes = {name: len(runs[0].test_scores.train_counts) for name, runs in rows.items()}
+    if len(set(classes.values())) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in classes.items())
+        raise UserError(f"expected runs with the same classes, got {counts}; draw each by itself")
     figure, (axes,) = new_figure(3.8)
     per_class.draw(per_class.compute(rows), axes).set_title(title := "Accuracy on each class")
     caption = (

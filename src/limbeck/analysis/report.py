@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.pictures import Picture, comparison_pictures, draw_comparison, draw_run, save
-from limbeck.analysis.tables import best_row, columns, describe_term, mean_and_std, notes
+from limbeck.analysis.tables import columns, describe_term, is_best, mean_and_std, notes
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; } h2 { font-size: 
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 thead th { border-bottom-width: 2px; vertical-align: bottom; } .text { text-align: left; }
-.number { white-space: nowrap; } .best td, .best th { font-weight: 700; } .better { color: var(--good); }
+.number { white-space: nowrap; } .best td:nth-child(-n+2) { font-weight: 700; } .better { color: var(--good); }
 .worse { color: var(--bad); } .warning { border-left: 4px solid var(--bad); padding: .5rem .8rem;
   background: var(--shade); }
 figure { margin: 0 0 2rem; } figcaption strong { color: var(--ink); }
@@ -110,12 +110,11 @@ def html(comparison: Comparison, pictures: Sequence[Picture]) -> str:
 
 def _table(comparison: Comparison) -> str:
     titles, cells = columns(comparison)
-    best = best_row(comparison)
     left = {titles.index(title) for title in ("loss", "verdict") if title in titles}
     lines = ["<table><thead><tr>", *(_cell(title, "th", index in left) for index, title in enumerate(titles))]
     lines.append("</tr></thead><tbody>")
     for row, texts in zip(comparison.rows, cells, strict=True):
-        lines.append('<tr class="best">' if row is best else "<tr>")
+        lines.append('<tr class="best">' if is_best(row, comparison) else "<tr>")
         lines.extend(_cell(text, "td", index in left) for index, text in enumerate(texts))
         lines.append("</tr>")
     return "".join([*lines, "</tbody></table>"])

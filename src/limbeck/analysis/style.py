@@ -95,6 +95,12 @@ def legend_above(axes: Axes) -> None:
     )
 
 
+def epoch_axis(axes: Axes) -> None:
+    """Label the x axis with whole epochs."""
+    axes.set_xlabel("epoch")
+    axes.locator_params(axis="x", integer=True)
+
+
 def class_axis(axes: Axes, labels: list[str], title: str) -> None:
     """Label the x axis with classes, thinned out so that the labels do not touch."""
     every = max(1, -(-len(labels) // 20))

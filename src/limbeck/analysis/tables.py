@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 WIDTH = 100
 """Columns of the plain-text table; the rich one needs no more."""
 
+TOP1 = "test top-1, %"
+
 COMMON_TERM_OPTIONS = {"weight": 1.0, "warmup_epochs": 0.0, "decay": "none"}
 """Options of every term, left out of its description at these values."""
 
@@ -123,18 +125,17 @@ def plain(comparison: Comparison) -> str:
 def markdown(comparison: Comparison) -> str:
     """Return one Markdown table with every column, and the notes under it as a list."""
     header, cells = columns(comparison)
-    best = best_row(comparison)
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join([" --- ", *[" ---: "] * (len(header) - 1)]) + "|"]
     for row, texts in zip(comparison.rows, cells, strict=True):
-        if row is best:
+        if is_best(row, comparison):
             texts = [texts[0], f"**{texts[1]}**", *texts[2:]]
         lines.append("| " + " | ".join(texts) + " |")
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in notes(comparison))]) + "\n"
 
 
-def best_row(comparison: Comparison) -> Row:
-    """Return the row with the highest mean test top-1; the first of equals."""
-    return max(comparison.rows, key=lambda row: row.top1.mean)
+def is_best(row: Row, comparison: Comparison) -> bool:
+    """Return whether no row has a higher mean test top-1."""
+    return row.top1.mean == max(other.top1.mean for other in comparison.rows)
 
 
 def columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -142,7 +143,7 @@ def columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     baseline = comparison.baseline
     table: list[tuple[str, list[str]]] = [
         ("loss", [row.name for row in comparison.rows]),
-        ("test top-1, %", [_top1(row, len(comparison.seeds)) for row in comparison.rows]),
+        (TOP1, [_top1(row, len(comparison.seeds)) for row in comparison.rows]),
     ]
     if baseline is not None:
         table += [
@@ -191,20 +192,24 @@ def difference_text(row: Row) -> str:
 
 
 def _table(comparison: Comparison, titles: list[str], cells: list[list[str]]) -> Table:
-    """Return one rich table: the best row bold, rows without a visible difference dim."""
+    """Return one rich table: name and accuracy of the best bold; beside the verdicts, rows without a difference dim."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for title in titles:
         left = title in {"loss", "verdict"}
-        table.add_column(title, justify="left" if left else "right", overflow="fold")
-    best = best_row(comparison)
+        table.add_column(Text(title.replace(" [", "\n[")), justify="left" if left else "right", overflow="fold")
     styles = {"better": "green", "worse": "red", "uncertain": "yellow"}
     for row, texts in zip(comparison.rows, cells, strict=True):
-        seen = row.difference is None or row.verdict in styles
-        marked = [f"[{styles[text]}]{text}[/]" if text in styles else text.replace("[", r"\[") for text in texts]
-        table.add_row(*marked, style="bold" if row is best else "" if seen else "dim")
+        best = is_best(row, comparison)
+        dim = "verdict" in titles and row.difference is not None and row.verdict not in styles and not best
+        marked = [
+            Text(text, "bold" if best and title in {"loss", TOP1} else styles.get(text, ""))
+            for title, text in zip(titles, texts, strict=True)
+        ]
+        table.add_row(*marked, style="dim" if dim else "")
     return table
 
 
