@@ -84,7 +84,11 @@ def check_integer_labels(labels: Tensor, samples: torch.Size, num_classes: int) 
 
 def widest(*tensors: Tensor) -> torch.dtype:
     """The dtype that arithmetic is done in: the widest of all, at least float32."""
-    return functools.reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
+    dtype = torch.float32
+    for x in tensors:
+        if x.dtype != dtype:
+            dtype = torch.promote_types(x.dtype, dtype)
+    return dtype
 
 
 def reduce(values: Tensor, reduction: Reduction, count: Tensor | float | None = None) -> Tensor:

@@ -13,6 +13,7 @@ first derivatives; where more is asked (transforms, compilation, second derivati
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,6 +25,9 @@ from limbeck.functional._check import Reduction, reduce, widest
 Normalizer = Literal["weights", "row", "samples"]
 # Operations on at most so many elements stay on one thread and in the cache of one core.
 BLOCK_ELEMENTS = 32768
+
+
+_Gradients = Sequence[Tensor | None]
 
 
 class Terms(NamedTuple):
@@ -128,46 +132,41 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return *_differentiate(ctx, grad_outputs[0]), None, None, None
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place below, so that they serve once
+        if gradients is None:
+            logits, target_logits, weight, mask = ctx.saved_tensors
+            gradients = _evaluate(logits, target_logits, weight, mask, ctx.terms, ctx.needs_input_grad[:2])[1]
         factor = grad_outputs[0].unsqueeze(-1) if ctx.terms.reduction == "none" else grad_outputs[0]
-        inputs = ctx.saved_tensors[:2]
-        # In place: they are spent here, and a second backward computes them anew.
         first, second = (
             None if gradient is None else gradient.mul_(factor).to(x.dtype)
-            for gradient, x in zip(gradients, inputs, strict=True)
+            for gradient, x in zip(gradients, ctx.saved_tensors[:2], strict=True)
         )
         return first, second, None, None, None
 
 
 def _differentiate(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
-    """The backward of `_composed`, for a second backward or for derivatives of the gradient."""
+    """The gradients once more, by operations that can be differentiated again."""
     logits, target_logits, weight, mask = ctx.saved_tensors
-    create_graph = torch.is_grad_enabled()
-    inputs = [logits, target_logits]
-    if not create_graph:
-        inputs = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
-    needed = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
-    with torch.enable_grad():
-        value = _composed(inputs[0], inputs[1], weight, mask, ctx.terms)
-    found = iter(
-        torch.autograd.grad(value, needed, grad_output, create_graph=create_graph, materialize_grads=True)
-        if value.requires_grad
-        else [torch.zeros_like(x) for x in needed]
-    )
-    return [next(found) if need else None for need in ctx.needs_input_grad[:2]]
+    needs = ctx.needs_input_grad[:2]
+    needed = [x for x, need in zip((logits, target_logits), needs, strict=True) if need]
+    value = _composed(logits, target_logits, weight, mask, ctx.terms)
+    if not value.requires_grad:  # neither part reaches what asks for a gradient
+        return [torch.zeros_like(x) if need else None for x, need in zip((logits, target_logits), needs, strict=True)]
+    found = iter(torch.autograd.grad(value, needed, grad_output, create_graph=True, materialize_grads=True))
+    return [next(found) if need else None for need in needs]
 
 
 def _evaluate(
-    logits: Tensor, target_logits: Tensor, weight: Tensor, mask: Tensor | None, terms: Terms, needs: tuple[bool, bool]
-) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+    logits: Tensor, target_logits: Tensor, weight: Tensor, mask: Tensor | None, terms: Terms, needs: tuple[bool, ...]
+) -> tuple[Tensor, _Gradients]:
     """The value and, for each side that needs it, the gradient of the reduced value ("none": of each sample's)."""
     if logits.device.type != "cpu":  # whether anything is infinite cannot be known without waiting for the device
-        return _by_blocks(logits, target_logits, weight, mask, terms, needs, infinities=True)
-    value, gradients = _by_blocks(logits, target_logits, weight, mask, terms, needs, infinities=False)
+        return _by_blocks(logits, target_logits, weight, mask, terms, needs, careful=True)
+    value, gradients = _by_blocks(logits, target_logits, weight, mask, terms, needs, careful=False)
     if not math.isfinite(value.sum().item() if terms.reduction == "none" else value.item()):
-        return _by_blocks(logits, target_logits, weight, mask, terms, needs, infinities=True)
+        return _by_blocks(logits, target_logits, weight, mask, terms, needs, careful=True)
     return value, gradients
 
 
@@ -177,32 +176,40 @@ def _by_blocks(
     weight: Tensor,
     mask: Tensor | None,
     terms: Terms,
-    needs: tuple[bool, bool],
+    needs: tuple[bool, ...],
     *,
-    infinities: bool,
-) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
-    shape, classes = logits.shape, logits.shape[-1]
+    careful: bool,
+) -> tuple[Tensor, _Gradients]:
+    """`careful` heeds -inf and rows without weight, which otherwise make the value NaN or infinite."""
     dtype = widest(logits, target_logits, weight)
-    s, t, u = (x.detach().reshape(-1, classes) for x in (logits, target_logits, weight))
-    keep = None if mask is None else mask.reshape(-1)
-    if keep is not None:  # before anything else: what is left out may be NaN
-        s, t = (x.masked_fill(~keep.unsqueeze(-1), 0.0) for x in (s, t))
-    if infinities:
+    shape, classes = logits.shape, logits.shape[-1]
+    s, t, u = (x if x.dim() == 2 else x.reshape(-1, classes) for x in (logits, target_logits, weight))
+    if mask is not None:  # before anything else: what is left out may be NaN
+        mask = mask.reshape(-1)
+        s, t = (x.masked_fill(~mask.unsqueeze(-1), 0.0) for x in (s, t))
+    if careful:
         u = u.masked_fill(torch.isneginf(s) & torch.isneginf(t), 0.0)
-    plan = _plan(u.to(dtype) if u.dtype != dtype else u, keep, terms)
-    values = torch.empty_like(plan.mass)
-    gradients = tuple(
-        _buffer(s, dtype, written) if need else None for need, written in zip(needs, _written(terms), strict=True)
-    )
+    plan = _plan(_cast(u, dtype), mask, terms, careful)
+    written = _written(terms)
+    gradients = [_buffer(s, dtype, written[side]) if needs[side] else None for side in (0, 1)]
     rows = max(1, BLOCK_ELEMENTS // classes) if s.device.type == "cpu" else len(s)
-    for start in range(0, len(s), rows):
-        block = slice(start, start + rows)
-        outs = tuple(None if gradient is None else gradient[block] for gradient in gradients)
-        sides = (s[block].to(dtype), t[block].to(dtype))
-        values[block] = _block(sides, u[block].to(dtype), plan.rows(block), terms, outs, infinities)
-    value = values.view(shape[:-1]) if terms.reduction == "none" else values.sum()
-    first, second = (None if gradient is None else gradient.view(shape) for gradient in gradients)
-    return value, (first, second)
+    if len(s) <= rows:
+        value = _block(_cast(s, dtype), _cast(t, dtype), _cast(u, dtype), plan, terms, gradients, careful)
+    else:
+        parts = []
+        for start in range(0, len(s), rows):
+            block = slice(start, start + rows)
+            outs = [None if gradient is None else gradient[block] for gradient in gradients]
+            inputs = (_cast(s[block], dtype), _cast(t[block], dtype), _cast(u[block], dtype))
+            parts.append(_block(*inputs, plan.rows(block), terms, outs, careful))
+        value = torch.cat(parts) if terms.reduction == "none" else torch.stack(parts).sum()
+    if len(shape) != 2:
+        gradients = [None if gradient is None else gradient.view(shape) for gradient in gradients]
+    return value.view(shape[:-1]) if terms.reduction == "none" else value, gradients
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _written(terms: Terms) -> tuple[bool, bool]:
@@ -213,83 +220,93 @@ def _written(terms: Terms) -> tuple[bool, bool]:
 
 def _buffer(like: Tensor, dtype: torch.dtype, written: bool) -> Tensor:
     # In the dtype of the arithmetic: a half gradient times 1/N would underflow before a loss scale lifts it.
-    return torch.empty(like.shape, dtype=dtype, device=like.device) if written else torch.zeros_like(like, dtype=dtype)
+    if like.dtype == dtype and like.is_contiguous() and written:
+        return torch.empty_like(like)
+    make = torch.empty if written else torch.zeros
+    return make(like.shape, dtype=dtype, device=like.device)
 
 
 class _Plan(NamedTuple):
-    """Per sample: S; S times the factor of the weighted MSE; the factor of the cross-entropy. Reduction included."""
+    """Per sample, (N, 1): S; S times the factor of the weighted MSE. The factor of the cross-entropy, and who counts.
+
+    The reduction is in the factors.
+    """
 
     mass: Tensor
     mse: Tensor
-    ce: Tensor | float
+    ce: float | Tensor
+    mask: Tensor | None
 
     def rows(self, block: slice) -> _Plan:
-        return _Plan(self.mass[block], self.mse[block], self.ce[block] if isinstance(self.ce, Tensor) else self.ce)
+        return _Plan(self.mass[block], self.mse[block], self.ce, None if self.mask is None else self.mask[block])
 
 
-def _plan(u: Tensor, keep: Tensor | None, terms: Terms) -> _Plan:
+def _plan(u: Tensor, mask: Tensor | None, terms: Terms, careful: bool) -> _Plan:
     mass = u.sum(-1)
-    share: Tensor | float = 1.0 / _count(mass, keep) if terms.reduction == "mean" else 1.0
-    mse = mass * (_mse_factor(mass, keep, terms) * share / terms.mse_temperature**2)
-    ce = terms.ce_weight * share
-    if keep is None:
-        return _Plan(mass, mse, ce)
-    zero = mass.new_zeros(())
-    return _Plan(mass, torch.where(keep, mse, zero), torch.where(keep, ce, zero).to(mass.dtype))
+    if mask is None and not careful and terms.normalizer == "weights":  # the common case, in the fewest operations
+        count = mass.numel()
+        total = 1 if terms.reduction == "mean" else count
+        squares = torch.dot(mass, mass).div_(terms.mse_weight * total / terms.mse_temperature**2)
+        mass = mass.unsqueeze(-1)
+        return _Plan(mass, mass / squares, terms.ce_weight * total / count, None)
+    share = 1.0 / _count(mass, mask) if terms.reduction == "mean" else 1.0
+    mse = mass * (_mse_factor(mass, mask, terms) * share / terms.mse_temperature**2)
+    mse, mass = mse.unsqueeze(-1), mass.unsqueeze(-1)
+    if mask is None:
+        return _Plan(mass, mse, terms.ce_weight * share, None)
+    mask = mask.unsqueeze(-1)
+    return _Plan(mass, mse.masked_fill(~mask, 0.0), terms.ce_weight * share, mask)
 
 
-def _block(
-    sides: tuple[Tensor, Tensor],
-    u: Tensor,
-    plan: _Plan,
-    terms: Terms,
-    outs: tuple[Tensor | None, ...],
-    infinities: bool,
-) -> Tensor:
-    """Return the values of some rows and write their gradients to `outs`."""
-    s, t = sides
+def _block(s: Tensor, t: Tensor, u: Tensor, plan: _Plan, terms: Terms, outs: _Gradients, careful: bool) -> Tensor:
+    """Return the value of some rows, (N,) for "none", else their sum; write their gradients to `outs`."""
     to_logits, to_target = outs
-    values = torch.zeros_like(plan.mass)
     mse_to_logits = terms.mse_weight != 0 and terms.mse_reaches_logits
+    value: Tensor | None = None
     if terms.mse_weight != 0:
-        mse, gradient = _mse_rows(s, t, u, plan, to_logits if mse_to_logits else None, infinities)
-        values += mse
+        value, gradient = _mse_rows(s, t, u, plan, to_logits if mse_to_logits else None, terms, careful)
         if to_target is not None:
             torch.neg(gradient, out=to_target)
     if terms.ce_weight != 0:
-        ce, gradient = _cross_entropy_rows(s, t, plan, terms.ce_temperature, infinities)
-        values += ce
-        if to_logits is not None:
-            _ = to_logits.add_(gradient) if mse_to_logits else to_logits.copy_(gradient)
-    return values
+        ce, gradient = _cross_entropy_rows(s, t, plan, terms, careful)
+        value = ce if value is None else value.add_(ce)
+        if to_logits is not None and mse_to_logits:
+            to_logits.add_(gradient)
+        elif to_logits is not None:
+            to_logits.copy_(gradient)
+    return _total(torch.zeros_like(s), terms) if value is None else value
+
+
+def _total(x: Tensor, terms: Terms) -> Tensor:
+    return x.sum(-1) if terms.reduction == "none" else x.sum()
 
 
 def _mse_rows(
-    s: Tensor, t: Tensor, u: Tensor, plan: _Plan, out: Tensor | None, infinities: bool
+    s: Tensor, t: Tensor, u: Tensor, plan: _Plan, out: Tensor | None, terms: Terms, careful: bool
 ) -> tuple[Tensor, Tensor]:
     gap = s - t
-    if infinities:
+    mass = plan.mass
+    if careful:
         gap.masked_fill_(u == 0, 0.0)
-        excluded_by_one = torch.isinf(gap).any(-1)
-    mean = torch.linalg.vecdot(u, gap).div_(_positive(plan.mass))
-    gap.sub_(mean.unsqueeze(-1))
+        mass = _positive(mass)
+        excluded_by_one = torch.isinf(gap).any(-1, keepdim=True) & (plan.mse != 0)
     gradient = torch.mul(u, gap, out=out)
-    value = torch.linalg.vecdot(gradient, gap).mul_(plan.mse).mul_(0.5)
-    if infinities:
-        value.masked_fill_(excluded_by_one & (plan.mse != 0), torch.inf)
-    return value, gradient.mul_(plan.mse.unsqueeze(-1))
+    gap.sub_(gradient.sum(-1, keepdim=True).div_(mass))
+    torch.mul(u, gap, out=gradient).mul_(plan.mse)
+    gap.mul_(gradient)
+    if careful:  # one side alone excludes a class that has weight
+        gap.masked_fill_(excluded_by_one, torch.inf)
+    return _total(gap, terms).mul_(0.5), gradient
 
 
-def _cross_entropy_rows(
-    s: Tensor, t: Tensor, plan: _Plan, temperature: float | Tensor, infinities: bool
-) -> tuple[Tensor, Tensor]:
-    z = s - s.amax(-1, keepdim=True)
-    if temperature != 1:
-        z, t = z.div_(temperature), t / temperature
-    p, q = torch.softmax(t, -1), torch.softmax(z, -1)
-    if infinities:
-        z.masked_fill_(p == 0, 0.0)
-    # log q = z - log sum exp(z), and the largest z is 0, so that log sum exp(z) = -log max(q): no second exponential.
-    value = torch.linalg.vecdot(p, z).add_(q.amax(-1).log_()).neg_().mul_(plan.ce)
-    factor = plan.ce.unsqueeze(-1) if isinstance(plan.ce, Tensor) else plan.ce
-    return value, q.sub_(p).mul_(factor / temperature)
+def _cross_entropy_rows(s: Tensor, t: Tensor, plan: _Plan, terms: Terms, careful: bool) -> tuple[Tensor, Tensor]:
+    if terms.ce_temperature != 1:
+        s, t = s / terms.ce_temperature, t / terms.ce_temperature
+    p, log_q = torch.softmax(t, -1), torch.log_softmax(s, -1)
+    if plan.mask is not None:
+        p.mul_(plan.mask)
+    # p - q sum(p), the backward of log_softmax for an incoming p: one pass less than exp() and a difference
+    gradient = torch._log_softmax_backward_data(p, log_q, -1, p.dtype)
+    if careful:
+        log_q.masked_fill_(p == 0, 0.0)
+    return _total(p.mul_(log_q), terms).mul_(-plan.ce), gradient.mul_(-plan.ce / terms.ce_temperature)

@@ -228,7 +228,7 @@ def skew_kl_divergence(
     Args:
         logits: (*, C), any floating dtype; what trains.
         target_logits: (*, C); what it is drawn to.
-        skew: share of the target in the mixture, in [0, 1]; 0 is KL, 1 is 0 everywhere.
+        skew: share of the target in the mixture, in [0, 1); 0 is KL, towards 1 it vanishes.
         temperature: T > 0, a float or a 0-d tensor; divides both logits.
         scale_by_t2: multiply by T squared.
         reduction: "none" (*), "mean" over all leading axes, or "sum".
@@ -253,14 +253,10 @@ def skew_kl_divergence(
         Lee, "On the Effectiveness of the Skew Divergence", AISTATS 2001; Ko et al., "DistiLLM", arXiv 2402.03898.
     """
     _check(logits, target_logits, temperature, reduction)
-    check_range("skew", skew, 0.0, 1.0)
+    if not 0 <= skew < 1:
+        raise ValueError(f"`skew` expected a number in [0, 1), got {skew}; at 1 the divergence is 0 everywhere")
     log_q, log_p = _log_softmaxes(logits, target_logits, temperature)
-    if skew == 0:
-        log_m = log_q
-    elif skew == 1:
-        log_m = log_p
-    else:
-        log_m = _log_mixture(log_p, log_q, skew)
+    log_m = log_q if skew == 0 else _log_mixture(log_p, log_q, skew)
     return _finish(_kl(log_p, log_m), temperature, scale_by_t2, reduction)
 
 

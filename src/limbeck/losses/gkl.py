@@ -267,12 +267,18 @@ class GKLLoss(ClassWiseLoss):
         `mask` (*) bool keeps the samples where it is True; `normalizer` is a denominator summed by the caller, see
         `limbeck.functional.gkl_divergence`.
         """
-        rows, power = self._weights(logits, target_logits, labels)
+        prior = self.prior
+        if prior is None:
+            labels = None
+            rows, power = self._sample_rows(target_logits)
+        else:
+            labels = self._check_call(prior, logits, labels)
+            rows, power = self._table(prior.prior, labels)
         value = functional.gkl_divergence(
             logits,
             target_logits,
             rows,
-            labels=labels if self.prior is not None else None,
+            labels=labels,
             mse_weight=self.mse_weight,
             ce_weight=self.ce_weight,
             weight_power=power,
@@ -283,25 +289,22 @@ class GKLLoss(ClassWiseLoss):
         )
         return value * (self.epoch / self.ramp_epochs).clamp_max(1.0) if self.ramp_epochs else value
 
-    def _weights(self, logits: Tensor, target_logits: Tensor, labels: Tensor | None) -> tuple[Tensor, float]:
-        """Return what `gkl_divergence` takes as prior, and the power still to be applied."""
-        if self.prior is None:
-            scores = target_logits.detach().to(widest(target_logits)) / self.prior_temperature
-            if self.weight_power in (0, 1):
-                return torch.softmax(scores, -1), self.weight_power
-            return torch.log_softmax(scores, -1).mul_(self.weight_power).exp_(), 1.0  # pow() is three times slower
-        self._check_call(self.prior, logits, labels)
-        table = self.prior.prior
+    def _sample_rows(self, target_logits: Tensor) -> tuple[Tensor, float]:
+        """Return softmaxes of the target and the power still to be applied to them."""
+        scores = target_logits.detach().to(widest(target_logits)) / self.prior_temperature
+        if self.weight_power in (0, 1):
+            return torch.softmax(scores, -1), self.weight_power
+        return torch.log_softmax(scores, -1).mul_(self.weight_power).exp_(), 1.0  # pow() is three times slower
+
+    def _table(self, table: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """Return the class prior, powered once per refresh where that can be, and the power still to be applied."""
         # Powers of soft mixtures are not mixtures of powers, and a compiled graph holds no cache.
-        if (
-            self.weight_power == 1
-            or torch.compiler.is_compiling()
-            or (labels is not None and labels.is_floating_point())
-        ):
+        if self.weight_power == 1 or labels.is_floating_point() or torch.compiler.is_compiling():
             return table, self.weight_power
-        if self._cached is None or self._cached[0] != table._version or self._cached[1].device != table.device:
-            self._cached = (table._version, table.detach().pow(self.weight_power))
-        return self._cached[1], 1.0
+        cached, version = self._cached, table._version
+        if cached is None or cached[0] != version or cached[1].device != table.device:
+            cached = self._cached = (version, table.detach().pow(self.weight_power))
+        return cached[1], 1.0
 
     def refresh(self) -> None:
         """End an epoch: what was observed becomes the prior, and the ramp goes one step on. Collective."""
