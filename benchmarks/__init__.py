@@ -1,0 +1,1 @@
+"""Timings and memory, each verified before it is measured: `python -m benchmarks.gkl`."""

@@ -171,9 +171,10 @@ def main() -> None:
     rows = time_shapes(powers)
     for samples, classes in MEMORY_SHAPES:
         for power in powers:
+            extra = extra_memory(samples, classes, power)
             print(
-                f"({samples:4d}, {classes:7d})  power {power:<4g}  extra memory {extra_memory(samples, classes, power):5.2f} "
-                "x logits (peak above the inputs, less the gradient)"
+                f"({samples:4d}, {classes:7d})  power {power:<4g}  extra memory {extra:5.2f} x logits "
+                "(peak above the inputs, less the gradient)"
             )
     if path is not None:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
