@@ -1,0 +1,123 @@
+"""The examples run, and the documentation quotes what they compute."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])")
+
+
+def run_example(name: str, *arguments: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.fixture
+def user_loop(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("user_loop")
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """What `theory.py` prints, and the pages it fills in, from pages whose tables were taken out."""
+    docs = tmp_path_factory.mktemp("docs")
+    for page in (ROOT / "docs").glob("*.md"):
+        text = re.sub(
+            r"(<!-- theory: [\w-]+ -->\n).*?(<!-- end -->)", r"\1\2", page.read_text("utf-8"), flags=re.DOTALL
+        )
+        (docs / page.name).write_text(text, encoding="utf-8")
+    return run_example("theory.py", docs), docs
+
+
+def same_numbers(ours: str, theirs: str) -> bool:
+    """Equal but for the last digit of a number, which may be another machine's; a factor 10 for rounding errors."""
+    if NUMBER.sub("#", ours) != NUMBER.sub("#", theirs):
+        return False
+    for a, b in zip(NUMBER.findall(ours), NUMBER.findall(theirs), strict=True):
+        x, y = float(a), float(b)
+        rounding_error = "e-" in a or "e+" in a
+        if abs(x - y) > (10 * max(x, y) if rounding_error else 2e-3 * max(abs(x), abs(y))):
+            return False
+    return True
+
+
+def test_the_users_loop_distils_with_three_calls():
+    printed = run_example("user_loop.py")
+    teacher, student = (float(accuracy) for accuracy in re.findall(r"([\d.]+)%", printed))
+    assert teacher > 94
+    assert student > 85
+    assert "PriorStatus(classes_seen=10, num_classes=10, refreshes=10)" in printed
+
+
+def test_the_users_loop_resumes_with_the_weights_of_an_unbroken_run(user_loop, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(256, 64, generator=generator)
+    labels = torch.randint(10, (256,), generator=generator)
+    teacher = user_loop.train_teacher(images, labels)
+
+    def students(*epochs: int) -> list[torch.Tensor]:
+        checkpoint = tmp_path / f"{epochs}.pt"
+        for last in epochs:
+            torch.manual_seed(last)  # another start each time: only what was saved can make them equal
+            if not checkpoint.exists():
+                torch.manual_seed(0)
+            student, loss = user_loop.distil(teacher, images, labels, checkpoint, epochs=last)
+        return [*student.state_dict().values(), *loss.state_dict().values()]
+
+    for broken, whole in zip(students(2, 5), students(5), strict=True):
+        assert torch.equal(broken, whole)
+
+
+def test_the_pages_quote_what_the_theory_script_computes(computed):
+    _, docs = computed
+    for page in (ROOT / "docs").glob("*.md"):
+        for ours, fresh in zip(
+            page.read_text("utf-8").splitlines(), (docs / page.name).read_text("utf-8").splitlines(), strict=True
+        ):
+            assert same_numbers(ours, fresh), f"{page.name} quotes\n{ours}\nbut theory.py computes\n{fresh}"
+
+
+def test_every_table_of_the_theory_is_quoted_once(computed):
+    printed, docs = computed
+    names = re.findall(r"^([a-z0-9-]+)\n\n\|", printed, flags=re.MULTILINE)
+    marks = [
+        mark for page in docs.glob("*.md") for mark in re.findall(r"<!-- theory: ([\w-]+) -->", page.read_text("utf-8"))
+    ]
+    assert len(names) >= 10
+    assert sorted(names) == sorted(marks)
+
+
+def test_every_picture_of_the_theory_is_drawn_and_committed_for_light_and_dark(computed):
+    _, docs = computed
+    drawn = {path.name for path in (docs / "assets").iterdir()}
+    assert drawn == {path.name for path in (ROOT / "docs" / "assets").glob("*.svg")}
+    assert len(drawn) == 8
+    for path in (docs / "assets").iterdir():
+        assert "</svg>" in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ("| 0.3 | 2.471 |", "| 0.3 | 2.472 |", True),
+        ("| 0.3 | 2.471 |", "| 0.3 | 2.510 |", False),
+        ("| 0.3 | below 1e-12 |", "| 0.3 | 0.1 |", False),
+        ("| 100 | 6e-03 |", "| 100 | 2e-03 |", True),
+        ("| value |", "| values |", False),
+    ],
+)
+def test_a_quoted_number_that_is_wrong_is_seen(ours, theirs, same):
+    assert same_numbers(ours, theirs) is same
