@@ -170,7 +170,8 @@ def _tensorboard_writer(folder: Path, step: int) -> SummaryWriter | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    with disk_errors(folder):
+        return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 def _scalars(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -1,0 +1,234 @@
+"""What a batch means: weights over the epochs, teachers that never change, one memory per term and teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.config import (
+    TERMS,
+    CrossEntropyTerm,
+    DKLTerm,
+    GKLTerm,
+    IKLTerm,
+    JSTerm,
+    KLTerm,
+    Recipe,
+    ReverseKLTerm,
+    TeacherOptions,
+)
+from limbeck.losses import ClassPrior
+from limbeck.objectives import Distillation, Supervised, build_objective
+from limbeck.objectives.terms import build_divergence, part_names, term_weight
+
+CLASSES = 4
+
+
+@dataclass
+class FakeBatch:
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def batch(samples: int = 12, seed: int = 0) -> FakeBatch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(samples, 1, 3, 3, generator=generator)
+    labels = torch.randint(CLASSES, (samples,), generator=generator)
+    return FakeBatch(images, labels, torch.arange(samples))
+
+
+def network(seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, CLASSES))
+
+
+def distillation(*terms, teachers: int = 1, **options) -> Distillation:
+    networks = [network(10 + number) for number in range(teachers)]
+    return Distillation(network(0), networks, terms, epochs=10, num_classes=CLASSES, **options)
+
+
+# --- weights ----------------------------------------------------------------------------------------------
+
+
+def test_weight_rises_over_the_warm_up_and_stays():
+    term = KLTerm(weight=3.0, warmup_epochs=4)
+    assert [term_weight(term, epoch, 6) for epoch in range(1, 7)] == [0.75, 1.5, 2.25, 3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_weight_decays_to_nothing_in_the_epoch_after_the_last(decay):
+    term = KLTerm(weight=2.0, decay=decay)
+    weights = [term_weight(term, epoch, 5) for epoch in range(1, 7)]
+    assert weights[0] == 2.0
+    assert weights[5] == pytest.approx(0.0, abs=1e-12)
+    assert weights == sorted(weights, reverse=True)
+    assert weights[4] > 0
+
+
+def test_decay_starts_at_the_end_of_the_warm_up():
+    term = KLTerm(warmup_epochs=2.5, decay="linear")
+    weights = [term_weight(term, epoch, 5) for epoch in range(1, 6)]
+    assert weights == pytest.approx([0.4, 0.8, 1.0, 2 / 3, 1 / 3])
+
+
+def test_warm_up_longer_than_the_run_never_decays():
+    assert [term_weight(KLTerm(warmup_epochs=8, decay="cosine"), epoch, 2) for epoch in (1, 2)] == [0.125, 0.25]
+
+
+def test_terms_of_one_name_are_numbered():
+    assert part_names([KLTerm(), KLTerm(), GKLTerm(), KLTerm()]) == ("kl", "kl_2", "gkl", "kl_3")
+
+
+def test_loss_is_the_weighted_sum_of_the_logged_parts():
+    terms = CrossEntropyTerm(weight=0.5), KLTerm(weight=2.0, warmup_epochs=4), KLTerm(temperature=3.0)
+    objective = distillation(*terms)
+    objective.set_epoch(2)
+    outcome = objective(batch())
+    assert objective.weights == {"cross_entropy": 0.5, "kl": 1.0, "kl_2": 1.0}
+    parts = outcome.parts
+    torch.testing.assert_close(outcome.loss, 0.5 * parts["cross_entropy"] + parts["kl"] + parts["kl_2"])
+
+
+# --- labels -----------------------------------------------------------------------------------------------
+
+
+def test_supervised_is_torchs_cross_entropy_with_smoothing():
+    student = network(0).eval()
+    outcome = Supervised(student, [CrossEntropyTerm(label_smoothing=0.2)], epochs=1)(batch())
+    expected = F.cross_entropy(student(batch().images), batch().labels, label_smoothing=0.2)
+    torch.testing.assert_close(outcome.loss, expected)
+
+
+def test_cross_entropy_of_bf16_logits_is_float32():
+    objective = Supervised(network(0), [CrossEntropyTerm()], epochs=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outcome = objective(batch())
+    assert outcome.logits.dtype == torch.bfloat16
+    assert outcome.loss.dtype == torch.float32
+
+
+def test_soft_labels_of_one_class_are_the_hard_label():
+    objective = distillation(CrossEntropyTerm(), GKLTerm()).eval()
+    hard = batch()
+    soft = FakeBatch(hard.images, F.one_hot(hard.labels, CLASSES).float(), hard.indices)
+    torch.testing.assert_close(objective(soft).loss, objective(hard).loss)
+    priors = []
+    for view in (hard, soft):
+        objective = distillation(GKLTerm())
+        objective.after_step(view, objective(view))
+        objective.refresh()
+        priors.append(objective.class_prior())
+    torch.testing.assert_close(*priors)
+
+
+# --- teachers ---------------------------------------------------------------------------------------------
+
+
+def test_teachers_stay_frozen_and_in_eval_whatever_is_called():
+    objective = distillation(KLTerm(), teachers=2)
+    objective.train()
+    objective.requires_grad_(True)
+    before = [{name: value.clone() for name, value in teacher.state_dict().items()} for teacher in objective.teachers]
+    objective(batch()).loss.backward()
+    for teacher, state in zip(objective.teachers, before, strict=True):
+        assert not any(module.training for module in teacher.modules())
+        assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
+        assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())
+
+
+def test_teachers_are_in_neither_the_state_nor_the_parameters():
+    objective = distillation(CrossEntropyTerm(), GKLTerm(), teachers=2)
+    student = sum(p.numel() for p in objective.student.parameters())
+    assert sum(p.numel() for p in objective.parameters()) == student
+    assert {key.split(".")[0] for key in objective.state_dict()} == {"student", "losses"}
+
+
+def test_divergence_is_the_mean_over_the_teachers():
+    objective = distillation(KLTerm(temperature=2.0), teachers=3).eval()
+    outcome = objective(batch())
+    loss = build_divergence(KLTerm(temperature=2.0), CLASSES)
+    expected = sum(loss(outcome.logits, teacher(batch().images)) for teacher in objective.teachers) / 3
+    torch.testing.assert_close(outcome.loss, expected)
+
+
+def test_each_term_and_teacher_has_a_prior_of_its_own():
+    objective = distillation(GKLTerm(), IKLTerm(prior_temperature=2.0), teachers=2)
+    data = batch(200)
+    objective.after_step(data, objective(data))
+    objective.refresh()
+    priors = [module for module in objective.losses.modules() if isinstance(module, ClassPrior)]
+    assert len(priors) == 4
+    for prior, teacher in zip(priors[:2], objective.teachers, strict=True):
+        scores = teacher(data.images).softmax(dim=1)
+        means = torch.stack([scores[data.labels == label].mean(dim=0) for label in range(CLASSES)])
+        torch.testing.assert_close(prior.prior, means)
+    assert not torch.equal(priors[0].prior, priors[1].prior)
+    assert not torch.equal(priors[0].prior, priors[2].prior)
+    torch.testing.assert_close(objective.class_prior(), priors[0].prior)
+
+
+def test_prior_changes_at_a_refresh_only():
+    objective = distillation(GKLTerm())
+    uniform = objective.class_prior().clone()
+    objective.after_step(batch(), objective(batch()))
+    objective.synchronize()
+    assert torch.equal(objective.class_prior(), uniform)
+    objective.refresh()
+    assert not torch.equal(objective.class_prior(), uniform)
+
+
+def test_sample_wise_losses_have_no_class_prior():
+    assert distillation(KLTerm(), GKLTerm(prior="sample")).class_prior() is None
+
+
+def test_recorded_logits_stand_for_the_teachers():
+    data = batch()
+    asked = distillation(KLTerm(), GKLTerm(), teachers=2).eval()
+    recorded = [teacher(data.images).flip(0) for teacher in asked.teachers]
+    told = distillation(KLTerm(), GKLTerm(), teachers=2, recorded=recorded).eval()
+    data.indices = data.indices.flip(0)
+    torch.testing.assert_close(told(data).loss, asked(data).loss)
+
+
+def test_cross_entropy_alone_asks_no_teacher():
+    objective = distillation(CrossEntropyTerm())
+    objective.teachers[0].forward = None  # calling it would raise
+    assert objective(batch()).target_logits == ()
+
+
+# --- options ----------------------------------------------------------------------------------------------
+
+CHANGED = (
+    KLTerm(weight=9.0, temperature=3.0, scale_by_t2=True),
+    ReverseKLTerm(temperature=3.0, scale_by_t2=True),
+    JSTerm(beta=0.25, temperature=3.0, scale_by_t2=True),
+    DKLTerm(prior="class", symmetric=True, mse_weight=2.0, ce_weight=3.0, temperature=4.0, scale_by_t2=True),
+    IKLTerm(prior="sample", mse_weight=2.0, ce_weight=3.0, prior_temperature=5.0, ramp_epochs=6, normalizer="row"),
+    GKLTerm(mse_weight=2.0, ce_weight=3.0, weight_power=0.5, temperature=4.0, prior_temperature=5.0, ramp_epochs=6),
+)
+
+
+@pytest.mark.parametrize("term", CHANGED, ids=lambda term: term.name)
+def test_every_option_reaches_the_loss(term):
+    loss = build_divergence(term, CLASSES)
+    for name, value in term.model_dump(exclude={"name", "weight", "warmup_epochs", "decay", "prior"}).items():
+        assert getattr(loss, name) == value, name
+    if "prior" in type(term).model_fields:
+        assert (loss.prior is not None) == (term.prior == "class")
+
+
+def test_every_term_of_the_config_can_be_built():
+    assert {term.name for term in CHANGED} == TERMS.keys() - {"cross_entropy"}
+
+
+def test_objective_is_that_of_the_task():
+    student, teacher = network(0), network(1)
+    assert type(build_objective(Recipe(), student, [teacher], CLASSES)) is Supervised
+    recipe = Recipe(task="distill", teachers=(TeacherOptions(run="t"),), losses=(KLTerm(),))
+    assert type(build_objective(recipe, student, [teacher], CLASSES)) is Distillation
