@@ -183,7 +183,7 @@ def test_overrides_reach_into_the_rows_of_a_comparison():
         ("losses.5.name=kl", "`losses` expected an index from 0 to 2 (2 appends), got `5`"),
         ("losses.1.name=gk", "`losses.1.name` expected a loss, got gk; did you mean `gkl`?"),
         ("losses.2.weight=1", "`losses.2` expected a term with a `name`, one of cross_entropy, kl"),
-        ("losses=[]", "`losses` expected at least 1 entries, got []"),
+        ("losses=[]", "`losses` expected a list of at least 1, got []"),
         ("losses.1.prior=clas", "`losses.1.prior` expected 'class' or 'sample', got clas; did you mean `class`?"),
         ("epochs=3", "unknown key; did you mean `train.epochs`?"),
         ("optimiser.momentum=0", "unknown key; did you mean `optimizer.momentum`?"),

@@ -90,7 +90,7 @@ _EXPECTED = {
     "string_type": "a string",
     "string_pattern_mismatch": "letters, digits, `-` and `_`",
     "tuple_type": "a list",
-    "too_short": "at least {min_length} entries",
+    "too_short": "a list of at least {min_length}",
     "greater_than": "a number above {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than": "a number below {lt:g}",

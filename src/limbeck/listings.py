@@ -129,7 +129,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         if teacher[split]
     ]
     _print_metrics(measured)
-    say(f"{results['epochs']} epochs in {results['train_seconds']:.1f} s; run folder: {folder}")
+    say(f"Epochs: {results['epochs']}, in {results['train_seconds']:.1f} s. Run folder: {folder}")
 
 
 def print_metrics(metrics: Mapping[str, Any], which: str) -> None:
