@@ -111,7 +111,9 @@ MOMENTS = {
     "at the change of the epoch": lambda: patch(
         loop.Trainer, "_keep_best", at_call(1, loop.Trainer._keep_best, before=False)
     ),
-    "after the last epoch": lambda: patch(loop.Trainer, "_end_epoch", at_call(2, loop.Trainer._end_epoch, before=False)),
+    "after the last epoch": lambda: patch(
+        loop.Trainer, "_end_epoch", at_call(2, loop.Trainer._end_epoch, before=False)
+    ),
     "before the results": lambda: patch(results, "write_json", at_call(1, results.write_json)),
 }
 
@@ -154,7 +156,9 @@ def test_a_chain_of_kills_equals_an_unbroken_run(teacher, unbroken, tmp_path):
     assert_same_run(run, unbroken)
 
 
-@pytest.mark.parametrize("save", [{"every_steps": None}, {"every_steps": 1, "every_epochs": 2}, {"every_seconds": 1e-9}])
+@pytest.mark.parametrize(
+    "save", [{"every_steps": None}, {"every_steps": 1, "every_epochs": 2}, {"every_seconds": 1e-9}]
+)
 def test_when_checkpoints_are_written_changes_nothing(save, teacher, unbroken, tmp_path):
     fit(student_recipe(teacher, save=save), tmp_path / "run")
     assert_same_run(tmp_path / "run", unbroken)
