@@ -92,6 +92,7 @@ def test_runs_of_one_step_and_extreme_warm_ups_have_a_learning_rate(name, extrem
 
 
 def network() -> nn.Module:
+    torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
 
 
@@ -114,13 +115,12 @@ def test_norms_and_biases_are_left_out_of_the_decay_if_asked(name):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_is_torchs(momentum):
     options = OptimizerOptions(learning_rate=0.1, momentum=momentum, weight_decay=0.01)
-    models = network(), network()
-    models[1].load_state_dict(models[0].state_dict())
+    models = network().double(), network().double()
     ours = build_optimizer(models[0], options)
     theirs = torch.optim.SGD(
         models[1].parameters(), lr=0.1, momentum=momentum, weight_decay=0.01, nesterov=momentum > 0
     )
-    images = torch.randn(5, 1, 4, 4)
+    images = torch.randn(5, 1, 4, 4, dtype=torch.float64)
     for _ in range(3):
         for model, optimizer in zip(models, (ours, theirs), strict=True):
             optimizer.zero_grad()

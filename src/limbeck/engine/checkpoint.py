@@ -36,13 +36,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU.
 
     Raises:
-        UserError: The file is cut short, damaged, or no checkpoint of this version.
+        UserError: The file cannot be read, is cut short, or is no checkpoint of this version.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path}: expected a checkpoint, got a truncated or foreign file; delete it to start the run again"
+            f"{path}: expected a checkpoint, got a truncated, foreign or unreadable file; "
+            "delete it to start the run again"
         ) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
