@@ -10,6 +10,7 @@ All arithmetic is in float64. Equation numbers are those of arXiv 2503.08038 (GK
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import sys
 import warnings
@@ -36,6 +37,7 @@ from limbeck import (
 )
 from limbeck.losses.presets import PRESETS
 
+UNSET_BY_PRESETS = ("num_classes", "normalizer", "reduction")
 ROUNDING = 1e-12  # a difference below this is called rounding
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -47,8 +49,9 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
     def markdown(self) -> str:
-        """Return a Markdown table; numbers to the right."""
-        lines = [self.titles, tuple("---:" if column else "---" for column in range(len(self.titles))), *self.rows]
+        """Return a Markdown table; columns that hold a number to the right."""
+        numeric = [any(cell[:1] in "-0123456789" for cell in column) for column in zip(*self.rows, strict=True)]
+        lines = [self.titles, tuple("---:" if right else "---" for right in numeric), *self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -326,6 +329,17 @@ def temperature_and_t2() -> Table:
     return Table(titles, rows)
 
 
+def preset_values() -> Table:
+    """The options of each preset, defaults included."""
+    names = [name for name in inspect.signature(GKLLoss).parameters if name not in UNSET_BY_PRESETS]
+    defaults = {name: inspect.signature(GKLLoss).parameters[name].default for name in names}
+    rows = [
+        (f"`{preset}`", *(value if isinstance(value, str) else f"{value:g}" for value in (defaults | options).values()))
+        for preset, options in PRESETS.items()
+    ]
+    return Table(("preset", *(f"`{name}`" for name in names)), rows)
+
+
 def presets() -> Table:
     """How much of the student's gradient each part of a preset gives, on digits, early in the training."""
     images, labels, teacher = digits_and_teacher()
@@ -356,6 +370,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "normalizers": normalizers,
     "power-and-temperature": power_and_temperature,
     "temperature-and-t2": temperature_and_t2,
+    "preset-values": preset_values,
     "presets": presets,
 }
 
