@@ -17,6 +17,7 @@ from mkdocs.exceptions import Abort
 import limbeck
 from limbeck import config, functional, losses
 from limbeck.commands import app
+from limbeck.config_files import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -126,6 +127,17 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page):
 def test_the_recipe_on_its_page_is_a_recipe():
     (recipe,) = code_of(DOCS / "recipes.md", "yaml")
     assert set(config.Recipe(**yaml.safe_load(recipe)).compare.contenders) == {"kl", "gkl"}
+
+
+def test_the_commands_of_the_pages_name_recipes_and_options_that_exist():
+    blocks = [block for page in PAGES for block in code_of(page, "console")]
+    lines = re.findall(r"^\$ limbeck (?:train|compare|recipes) (\S+)(.*)", "".join(blocks), flags=re.MULTILINE)
+    named = [(name, rest) for name, rest in lines if "/" in name]
+    assert len(named) >= 3
+    for name, rest in named:
+        recipe = load_recipe(name, re.findall(r"--set (\S+)", rest))
+        rows = re.findall(r"--losses (\S+)", rest)
+        assert set(",".join(rows).split(",")) <= {"", *recipe.compare.contenders}
 
 
 def test_every_option_and_every_command_has_its_table():
