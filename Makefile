@@ -1,5 +1,6 @@
 # Two busy processes on two cores slow each other down a hundredfold unless idle OpenMP threads sleep.
 export OMP_WAIT_POLICY = PASSIVE
+export NO_MKDOCS_2_WARNING = 1
 PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
@@ -12,8 +13,7 @@ demo: .venv/.demo  ## a teacher, students distilled from it with five losses, a 
 test: .venv/.dev  ## lint, types, documentation, doctests, tests, examples
 	$(MAKE) --no-print-directory lint
 	$(BIN)/mkdocs build --quiet --strict
-	$(BIN)/python -m pytest --doctest-modules src -p no:cacheprovider
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --doctest-modules src tests
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

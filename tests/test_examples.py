@@ -121,3 +121,19 @@ def test_every_picture_of_the_theory_is_drawn_and_committed_for_light_and_dark(c
 )
 def test_a_quoted_number_that_is_wrong_is_seen(ours, theirs, same):
     assert same_numbers(ours, theirs) is same
+
+
+def test_the_loop_of_the_readme_trains():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)[1]
+    torch.manual_seed(0)
+    student, teacher = torch.nn.Linear(4, 10), torch.nn.Linear(4, 10)
+    before = student.weight.detach().clone()
+    names = {
+        "loader": [(torch.randn(8, 4), torch.randint(10, (8,))) for _ in range(3)],
+        "student": student,
+        "teacher": teacher,
+        "optimizer": torch.optim.SGD(student.parameters(), lr=0.1),
+    }
+    exec(code, names)
+    assert not torch.equal(student.weight, before)
+    assert names["loss"].prior.status().refreshes == 1

@@ -118,6 +118,21 @@ def test_the_powered_table_follows_the_prior() -> None:
     assert torch.equal(loss(student, target, labels), uniform)
 
 
+def test_the_powered_table_follows_a_module_that_was_converted() -> None:
+    """A converted buffer is a new tensor whose version starts again."""
+    student, target, labels = batch()
+    loss = GKLLoss(5, weight_power=0.3)
+    loss.observe(target, labels)
+    loss.refresh()
+    loss(student, target, labels)
+    loss.double().float()
+    loss.observe(-target, labels)
+    loss.refresh()
+    fresh = GKLLoss(5, weight_power=0.3)
+    fresh.load_state_dict(loss.state_dict())
+    assert torch.equal(loss(student, target, labels), fresh(student, target, labels))
+
+
 def test_soft_labels_reach_the_class_prior_and_the_rows() -> None:
     student, target, labels = batch()
     soft = torch.nn.functional.one_hot(labels, 5).float()

@@ -237,7 +237,7 @@ class GKLLoss(ClassWiseLoss):
         self.normalizer = normalizer
         self.epoch: Tensor
         self.register_buffer("epoch", torch.ones(()))
-        self._cached: tuple[int, Tensor] | None = None
+        self._cached: tuple[Tensor, int, Tensor] | None = None  # of which table, at which version
 
     @classmethod
     def preset(cls, name: PresetName, num_classes: int | None = None) -> GKLLoss:
@@ -302,9 +302,9 @@ class GKLLoss(ClassWiseLoss):
         if self.weight_power == 1 or labels.is_floating_point() or torch.compiler.is_compiling():
             return table, self.weight_power
         cached, version = self._cached, table._version
-        if cached is None or cached[0] != version or cached[1].device != table.device:
-            cached = self._cached = (version, table.detach().pow(self.weight_power))
-        return cached[1], 1.0
+        if cached is None or cached[0] is not table or cached[1] != version:
+            cached = self._cached = (table, version, table.detach().pow(self.weight_power))
+        return cached[2], 1.0
 
     def refresh(self) -> None:
         """End an epoch: what was observed becomes the prior, and the ramp goes one step on. Collective."""
