@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,10 +27,10 @@ class ClassPrior(nn.Module):
     r"""Mean softmax of the target's logits per class, gathered over an epoch and used during the next.
 
     Row y of `prior` is the mean of softmax(target_logits / temperature) over the samples of class y; uniform until the
-    first `refresh()`. Sums are kept in float64 whatever the logits' dtype. Buffers, the same on all ranks: `prior`,
-    `pending`, `counts`, `refreshes`, `seen`; `observe` adds to a local increment that is no buffer, which
-    `synchronize()` (collective) sums over the ranks into `pending`. So a checkpoint written after `synchronize()` is
-    whole, and a broadcast of rank 0's buffers harms nothing.
+    first `refresh()`. Sums are kept in float64 whatever the logits' dtype, and whatever dtype the module is converted
+    to. Buffers, the same on all ranks: `prior`, `pending`, `counts`, `refreshes`, `seen`. Where torch.distributed runs,
+    `observe` adds to a local increment that is no buffer, which `synchronize()` (collective) sums over the ranks into
+    `pending`. So a checkpoint written after `synchronize()` is whole, and a broadcast of rank 0's buffers does no harm.
 
     Args:
         num_classes: C >= 1. The tables take 20 C^2 bytes, checked against the free memory before they are made.
@@ -90,6 +91,16 @@ class ClassPrior(nn.Module):
         self.register_buffer("refreshes", torch.zeros((), dtype=torch.int64))
         self._increment: tuple[Tensor, Tensor] | None = None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassPrior:
+        """Follow the module to another device, but to no other dtype: half sums would lose their small addends."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
     @torch.no_grad()
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Add softmax(logits / temperature) to the sums of the labels' classes.
@@ -101,37 +112,37 @@ class ClassPrior(nn.Module):
         if logits.dim() != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(f"`logits` expected the shape (N, {self.num_classes}), got {tuple(logits.shape)}")
         with torch.autocast(logits.device.type, enabled=False):
-            probabilities = torch.softmax(logits.double() / self.temperature, -1)
-        sums, counts = self._local_increment(logits.device)
-        if labels.is_floating_point():
-            if labels.shape != logits.shape:
-                raise ValueError(f"soft `labels` expected the shape {tuple(logits.shape)}, got {tuple(labels.shape)}")
-            soft = labels.double()
-            with torch.autocast(logits.device.type, enabled=False):
+            probabilities = torch.softmax(logits.double() / self.temperature, -1).to(self.pending.device)
+            sums, counts = self._accumulators()
+            if labels.is_floating_point():
+                if labels.shape != logits.shape:
+                    expected = tuple(logits.shape)
+                    raise ValueError(f"soft `labels` expected the shape {expected}, got {tuple(labels.shape)}")
+                soft = labels.double().to(sums.device)
                 sums.addmm_(soft.t(), probabilities)
-            counts += soft.sum(0)
-        else:
-            check_integer_labels(labels, logits.shape[:1], self.num_classes)
-            sums.index_add_(0, labels, probabilities)
-            counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+                counts += soft.sum(0)
+            else:
+                check_integer_labels(labels, logits.shape[:1], self.num_classes)
+                labels = labels.to(sums.device)
+                sums.index_add_(0, labels, probabilities)
+                counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
 
-    def _local_increment(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _accumulators(self) -> tuple[Tensor, Tensor]:
+        """Return what `observe` adds to: a local increment where there are ranks, else `pending` itself."""
+        if not _has_ranks():
+            return self.pending, self.counts
         if self._increment is None:
-            self._increment = (
-                torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64, device=device),
-                torch.zeros(self.num_classes, dtype=torch.float64, device=device),
-            )
+            self._increment = (torch.zeros_like(self.pending), torch.zeros_like(self.counts))
         return self._increment
 
     @torch.no_grad()
     def synchronize(self) -> None:
         """Move the increments of all ranks into `pending`. Collective: all ranks of the group call it, or none."""
-        sums, counts = self._local_increment(self.pending.device)
-        if dist.is_available() and dist.is_initialized():
-            for increment in (sums, counts):
-                dist.all_reduce(increment, group=self.process_group)
-        self.pending += sums.to(self.pending.device)
-        self.counts += counts.to(self.counts.device)
+        if not _has_ranks():
+            return
+        for total, increment in zip((self.pending, self.counts), self._accumulators(), strict=True):
+            dist.all_reduce(increment, group=self.process_group)
+            total += increment
         self._increment = None
 
     @torch.no_grad()
@@ -163,6 +174,10 @@ class ClassPrior(nn.Module):
     def extra_repr(self) -> str:
         """Return the options for `repr`."""
         return f"{self.num_classes}, temperature={self.temperature}, momentum={self.momentum}"
+
+
+def _has_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _check_memory(num_classes: int) -> None:
