@@ -70,6 +70,13 @@ def test_every_row_setting_and_seed_is_trained_and_described(comparison, tmp_pat
     ]
     assert (content["seeds"], content["teachers"], content["baseline"]) == ([0, 1], ["teacher0"], "kl")
     results = [run_folder.read_results(folder / run) for run in RUNS]
+    assert [[term["name"] for term in result["losses"]] for result in results[:4]] == [
+        ["cross_entropy"],
+        ["cross_entropy", "kl"],
+        ["kl"],
+        ["cross_entropy", "dkl"],
+    ]
+    assert [result["seed"] for result in results] == [0] * 4 + [1] * 4
     assert content["seconds"]["students"] == pytest.approx(sum(result["train_seconds"] for result in results))
     assert {result["teachers"][0]["test"]["top1"] for result in results} == {
         run_folder.read_results(folder / "teacher0")["last"]["test"]["top1"]

@@ -98,6 +98,9 @@ def test_best_is_the_first_epoch_with_the_largest_validation_accuracy(tmp_path):
     accuracies = [line["validation"]["top1"] for line in lines(tmp_path, "epoch")]
     assert run_folder.read_results(tmp_path)["best"]["epoch"] == 1 + accuracies.index(max(accuracies))
     assert max(accuracies) > accuracies[-1]  # otherwise this shows nothing
+    best = run_folder.read_results(tmp_path)["best"]
+    assert best["validation"]["top1"] == max(accuracies)  # measured again with the kept weights
+    assert evaluate(tmp_path, which="best")["test"] == pytest.approx(best["test"])
 
 
 def test_predictions_are_those_of_the_last_weights(student, teacher):
@@ -160,6 +163,12 @@ def test_the_callers_random_state_and_threads_are_left_alone(teacher, tmp_path):
     fit(student_recipe(teacher), tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
+
+
+def test_the_callers_random_state_decides_nothing(teacher, student, tmp_path):
+    torch.manual_seed(8)  # dropout would draw from it
+    fit(student_recipe(teacher), tmp_path / "run")
+    assert_same_run(tmp_path / "run", student)
 
 
 def test_tensorboard_events_are_written_when_wanted(tmp_path):
@@ -509,8 +518,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
 def test_a_log_on_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     run = tmp_path / "run"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    seen = []
 
     def fill(step):
+        seen.append(step)
         if step == 8:
             resource.setrlimit(resource.RLIMIT_FSIZE, ((run / run_folder.METRICS).stat().st_size + 9, hard))
 
@@ -519,6 +530,7 @@ def test_a_log_on_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
             fit(recipe(), run, reporter=Hook(fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert seen[-1] == 8  # at once, though nine bytes of the line still found a place
     fit(recipe(), run, resume=True)
     fit(recipe(), tmp_path / "unbroken")
     assert_same_run(run, tmp_path / "unbroken")
@@ -593,6 +605,15 @@ def test_recorded_teacher_logits_train_the_same_student(teacher, tmp_path, monke
     recorded, asked = (load_file(tmp_path / name / run_folder.WEIGHTS["last"]) for name in ("recorded", "asked"))
     for name, value in recorded.items():
         torch.testing.assert_close(asked[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "augment", [{"crop_padding": 1}, {"flip": True}, {"cutout": 2}, {"mixup": 1.0}, {"cutmix": 1.0}]
+)
+def test_teachers_see_the_augmented_views(augment, teacher, tmp_path, monkeypatch):
+    off = {"crop_padding": 0, "mixup": 0.0}
+    monkeypatch.setattr(fit_module.Resources, "recorded", None)  # calling it would raise
+    fit(student_recipe(teacher, data={"augment": off | augment}, train={"epochs": 1}), tmp_path / "run")
 
 
 def test_a_teacher_for_other_images_or_classes_is_refused(teacher, tmp_path):

@@ -101,7 +101,6 @@ class Trainer:
         self.started = self.saved_at - self.seconds
         tensorboard = self.recipe.save.tensorboard
         self.log = RunLog(self.run, lengths=self.log_lengths, step=self.step, tensorboard=tensorboard)
-        self.objective.train()
         try:
             while self.epoch <= self.epochs:
                 self.objective.set_epoch(self.epoch)
