@@ -158,7 +158,7 @@ class Trainer:
             self.optimizer.step()
         for part, outcome in seen:
             self.objective.after_step(part, outcome)
-        # After every step, not before a save: sums of floats depend on their order, and saving must not change it.
+        # At a fixed cadence, not before a save: sums over ranks depend on where they are cut, and saving must not.
         self.objective.synchronize()
         if self.average is not None:
             self.average.update(self.step)
