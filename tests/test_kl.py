@@ -201,7 +201,7 @@ def test_functions_are_captured_whole_and_map_over_samples(name: str) -> None:
     ("change", "message"),
     [
         ({"target_logits": torch.zeros(2, 3)}, "one shape"),
-        ({"temperature": -1.0}, "`temperature` expected a number above 0, got -1.0"),
+        ({"temperature": -1.0}, "`temperature` expected a finite number above 0, got -1.0"),
         ({"reduction": "batchmean"}, "`reduction` expected 'none', 'mean' or 'sum', got 'batchmean'"),
         ({"logits": torch.zeros(0, 5), "target_logits": torch.zeros(0, 5)}, "non-empty"),
     ],
@@ -214,7 +214,7 @@ def test_bad_input_is_said_in_one_line(name: str, change: dict[str, object], mes
 
 
 def test_shares_outside_the_unit_interval_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`beta` expected a number in \[0.0, 1.0\], got 1.5"):
+    with pytest.raises(ValueError, match=r"`beta` expected a finite number in \[0, 1\], got 1.5"):
         functional.js_divergence(torch.zeros(1, 2), torch.zeros(1, 2), beta=1.5)
     with pytest.raises(ValueError, match="`skew`"):
         functional.skew_kl_divergence(torch.zeros(1, 2), torch.zeros(1, 2), skew=1.0)

@@ -355,7 +355,7 @@ def test_missing_and_wrong_labels_are_said() -> None:
         GKLLoss(5)(student, target, labels + 5)
     with pytest.raises(ValueError, match=r"\[0, 4\]"):
         GKLLoss(5).observe(target, labels + 5)
-    with pytest.raises(ValueError, match="6 classes"):
+    with pytest.raises(ValueError, match="6 classes as the last axis"):
         GKLLoss(6)(student, target, labels)
     with pytest.raises(ValueError, match=r"\(N, 6\)"):
         GKLLoss(6).observe(target, labels)

@@ -47,17 +47,21 @@ def check_positive(name: str, value: float | Tensor) -> None:
     """A float above 0; of a tensor only the shape and dtype are looked at, since its value lives on the device."""
     if isinstance(value, Tensor):
         if value.dim() != 0 or not value.is_floating_point():
-            raise ValueError(
-                f"`{name}` expected a float or a 0-d floating tensor, got shape {tuple(value.shape)} of {value.dtype}"
-            )
-    elif not value > 0:
-        raise ValueError(f"`{name}` expected a number above 0, got {value}")
+            got = f"shape {tuple(value.shape)} of {value.dtype}"
+            raise ValueError(f"`{name}` expected a float or a 0-d floating tensor, got {got}")
+    elif not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` expected a number above 0, got {value!r}")
+    elif not 0 < value < float("inf"):
+        raise ValueError(f"`{name}` expected a finite number above 0, got {value}")
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """A float in [low, high]."""
-    if not low <= value <= high:
-        raise ValueError(f"`{name}` expected a number in [{low}, {high}], got {value}")
+    """A float in [low, high], finite."""
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` expected a number, got {value!r}")
+    if not low <= value <= high or value == float("inf"):
+        bounds = f"of at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"`{name}` expected a finite number {bounds}, got {value}")
 
 
 def check_reduction(reduction: str) -> None:
@@ -71,13 +75,19 @@ def check_integer_labels(labels: Tensor, samples: torch.Size, num_classes: int) 
     if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"`labels` expected integers of shape (*) or soft labels (*, C), got {labels.dtype}")
     if labels.shape != samples:
-        raise ValueError(f"`labels` expected the shape {tuple(samples)}, got {tuple(labels.shape)}")
+        raise ValueError(
+            f"integer `labels` expected class indices of the shape {tuple(samples)}, got {tuple(labels.shape)}; soft "
+            "labels are floats: `labels.float()`"
+        )
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return  # a value cannot be read here; indexing checks it again
     if labels.device.type == "cpu":
         low, high = (int(bound) for bound in torch.aminmax(labels))
         if low < 0 or high >= num_classes:
-            raise ValueError(f"`labels` expected values in [0, {num_classes - 1}], got {low} to {high}")
+            raise ValueError(
+                f"`labels` expected values in [0, {num_classes - 1}], got {low} to {high}; to leave samples out, clamp "
+                "their labels and say so in `mask`"
+            )
     else:
         torch._assert_async(((labels >= 0) & (labels < num_classes)).all())
 

@@ -336,7 +336,10 @@ def class_rows(prior: Tensor, labels: Tensor | None, logits: Tensor) -> Tensor:
         )
     if labels.is_floating_point():
         if labels.shape != logits.shape:
-            raise ValueError(f"soft `labels` expected the shape {tuple(logits.shape)}, got {tuple(labels.shape)}")
+            raise ValueError(
+                f"soft `labels` (floats) expected the shape {tuple(logits.shape)}, got {tuple(labels.shape)}; class "
+                "indices are integers: `labels.long()`"
+            )
         dtype = widest(prior, labels)
         return labels.detach().to(dtype) @ prior.detach().to(dtype)
     samples = logits.shape[:-1]

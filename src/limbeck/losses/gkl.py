@@ -87,7 +87,10 @@ class ClassWiseLoss(DivergenceLoss):
                 "or use `prior='sample'`, which needs none"
             )
         if logits.shape[-1:] != (prior.num_classes,):
-            raise ValueError(f"`logits` expected {prior.num_classes} classes last, got the shape {tuple(logits.shape)}")
+            raise ValueError(
+                f"`logits` expected {prior.num_classes} classes as the last axis, got the shape {tuple(logits.shape)}; "
+                "for (N, C, H, W) pass `logits.movedim(1, -1)`"
+            )
         if not torch.compiler.is_compiling() and self._observations == 0:
             self._forwards_unfed += 1
             if self._forwards_unfed == FORWARDS_BEFORE_WARNING and int(prior.refreshes) == 0:
