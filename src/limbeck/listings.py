@@ -137,7 +137,7 @@ def print_metrics(metrics: Mapping[str, Any], which: str) -> None:
     _print_metrics([(which, split, metrics[split]) for split in ("validation", "test") if metrics[split]])
 
 
-def _print_metrics(measured: Sequence[tuple[str, str, Mapping[str, float]]]) -> None:
+def _print_metrics(measured: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> None:
     columns = {
         "top1": ("top-1, %", 100, 2),
         "top5": ("top-5, %", 100, 2),
@@ -152,7 +152,7 @@ def _print_metrics(measured: Sequence[tuple[str, str, Mapping[str, float]]]) -> 
             weights,
             split,
             *(
-                f"{values[key] * factor:.{digits}f}" if key in values else "-"
+                "-" if (value := values.get(key)) is None else f"{value * factor:.{digits}f}"
                 for key, (_, factor, digits) in shown.items()
             ),
         )

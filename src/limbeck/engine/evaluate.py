@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from limbeck.config_files import load_recipe
 from limbeck.engine import run_folder
+from limbeck.engine.compare import COMPARISON
 from limbeck.engine.fit import open_device
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
@@ -25,7 +28,7 @@ def evaluate(run: Path, *, which: Literal["last", "best", "ema"] = "last") -> di
     """Return the metrics of a finished run's weights, on its validation and test splits.
 
     Nothing is written. The agreement with the teacher is with what the run's predictions.npz says of it, so the
-    teacher's own run may be gone.
+    teacher's own run may be gone; without that file the agreement is None.
 
     Args:
         run: Folder of the run.
@@ -35,8 +38,10 @@ def evaluate(run: Path, *, which: Literal["last", "best", "ema"] = "last") -> di
         `{"epoch": ..., "validation": metrics or None, "test": metrics}`.
 
     Raises:
-        UserError: The run is not finished, has no such weights, or its data are not what they were.
+        UserError: The run is not finished, has no such weights, its data are not what they were, or a file of it is
+            damaged.
     """
+    _refuse_comparison(run)
     results = read_results(run)
     recipe = load_recipe(str(run / run_folder.CONFIG))
     device = open_device(recipe.train.device)
@@ -49,11 +54,30 @@ def evaluate(run: Path, *, which: Literal["last", "best", "ema"] = "last") -> di
     metrics: dict[str, Any] = {"epoch": results[which]["epoch"], "validation": None}
     for split, source in (("validation", data.validation), ("test", data.test)):
         if len(source):
-            metrics[split] = measure(predict(model, source), source.labels, _teacher_logits(run, split))
+            targets = _teacher_logits(run, split)
+            metrics[split] = measure(predict(model, source), source.labels, targets)
+            if results["teachers"] and targets is None:
+                metrics[split]["agreement"] = None
     return metrics
 
 
 def _teacher_logits(run: Path, split: str) -> Tensor | None:
-    with np.load(run / run_folder.PREDICTIONS) as predictions:
-        name = f"teacher_{split}_logits"
-        return torch.from_numpy(predictions[name]) if name in predictions else None
+    path, name = run / run_folder.PREDICTIONS, f"teacher_{split}_logits"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path) as predictions:
+            return torch.from_numpy(predictions[name]) if name in predictions else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); delete it to evaluate without the agreement with the teacher"
+        ) from error
+
+
+def _refuse_comparison(run: Path) -> None:
+    """Raise UserError, with one of its runs as an example, if the folder is a comparison's."""
+    if not (run / COMPARISON).is_file():
+        return
+    finished = sorted(run.glob(f"*/setting*/seed*/{run_folder.RESULTS}"))
+    example = f", such as {finished[0].parent}" if finished else "; none is finished yet"
+    raise UserError(f"{run}: expected a run, got a comparison; evaluate one of its runs{example}")

@@ -96,6 +96,8 @@ def train_run(
         trainer = Trainer(recipe, run, model, data, teachers, recorded=recorded, reporter=reporter, stop=stop)
         if state:
             trainer.restore(state)
+        elif resume and (run / run_folder.METRICS).is_file():
+            reporter.note(f"{run}: there is no {run_folder.CHECKPOINT}, so the run starts from the beginning")
         reporter.begin_run(title or recipe.title or str(run), steps=trainer.steps, done=trainer.step)
         trainer.train()
         results = finish(trainer)

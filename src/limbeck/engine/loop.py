@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from limbeck.data import Batch, augment, epoch_batches, mix, steps_per_epoch
 from limbeck.engine import checkpoint, run_folder
 from limbeck.engine.log import NotFinite, RunLog, RunningMeans
-from limbeck.engine.metrics import accuracy_by_teacher_score, measure, predict
+from limbeck.engine.metrics import NotFiniteLogits, accuracy_by_teacher_score, measure, predict
 from limbeck.engine.optimizer import WeightAverage, build_optimizer
 from limbeck.engine.schedule import learning_rate_factor
 from limbeck.errors import Interrupted, UserError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from limbeck.config import Recipe
     from limbeck.data import DataBundle
@@ -247,13 +247,24 @@ class Trainer:
         if not len(source):
             return {"validation": None} | ({} if self.average is None else {"ema_validation": None})
         teacher_logits = self.teachers[0].validation_logits if self.teachers else None
-        logits, labels = predict(self.model, source), source.labels.cpu()
+        logits, labels = self.predict("validation"), source.labels.cpu()
         lines: dict[str, Any] = {"validation": measure(logits, labels, teacher_logits)}
         if self.average is not None:
-            lines["ema_validation"] = measure(predict(self.average.model, source), labels, teacher_logits)
+            lines["ema_validation"] = measure(self.predict("validation", self.average.model), labels, teacher_logits)
         if teacher_logits is not None:
             lines["accuracy_by_teacher_score"] = accuracy_by_teacher_score(logits, labels, teacher_logits)
         return lines
+
+    def predict(self, split: Literal["validation", "test"], model: nn.Module | None = None) -> Tensor:
+        """Return the logits on a split, of the student unless another model is given; float32 `(N, C)` on the CPU.
+
+        Raises:
+            UserError: They are not finite.
+        """
+        try:
+            return predict(model or self.model, getattr(self.data, split))
+        except NotFiniteLogits as error:
+            raise UserError(self._divergence(NotFinite(f"logits of the {split} split", self.step))) from error
 
     def _keep_best(self, validation: Mapping[str, Any] | None) -> None:
         if validation and (self.best is None or validation[BEST_BY] > self.best["validation"][BEST_BY]):
@@ -327,10 +338,21 @@ class Trainer:
         good = f"no checkpoint was written to {self.run} yet"
         if self.saved_step is not None:
             good = f"the last good checkpoint, {self.run / run_folder.CHECKPOINT}, is from step {self.saved_step}"
+        epoch = (error.step - 1) // self.steps_per_epoch + 1
         return (
-            f"`{error.term}` is not finite at step {error.step} of {self.steps}; {good}. Start a new run with a lower "
-            "`optimizer.learning_rate`, or with `optimizer.clip_norm`"
+            f"`{error.term}` is not finite at step {error.step} of {self.steps} (epoch {epoch} of {self.epochs}); "
+            f"{good}. Start a new run with {self._remedy(error)}"
         )
+
+    def _remedy(self, error: NotFinite) -> str:
+        """Return what to change: before the first update the learning rate has had no say in a term's value."""
+        names = list(self.objective.terms)
+        if error.step > 1 or error.term not in names:
+            return "a lower `optimizer.learning_rate`, or with `optimizer.clip_norm`"
+        place, term = f"losses.{names.index(error.term)}", self.objective.terms[error.term]
+        factors = [name for name in type(term).model_fields if name == "weight" or name.endswith("_weight")]
+        listed = ", ".join(f"`{place}.{name}` (now {getattr(term, name):g})" for name in factors)
+        return f"smaller factors of this term, {listed}: the learning rate has changed nothing before this step"
 
 
 def _values(batch: Batch, outcome: Outcome) -> Tensor:

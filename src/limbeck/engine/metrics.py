@@ -21,19 +21,23 @@ TOP5_FROM = 10  # classes from which a top-5 accuracy says something
 Metrics = dict[str, Any]
 
 
+class NotFiniteLogits(UserError):
+    """A network's logits are not finite, which finite weights can still cause."""
+
+
 @torch.no_grad()
 def predict(model: nn.Module, source: Source) -> Tensor:
     """Return the logits of a model in eval mode, float32 `(N, C)` on the CPU; its mode is as before afterwards.
 
     Raises:
-        UserError: The logits are not finite, which finite weights can still cause.
+        NotFiniteLogits: Those of at least one image are not finite.
     """
     training = model.training
     model.eval()
     logits = torch.cat([model(images).float() for images in torch.split(source.images, EVALUATION_BATCH)]).cpu()
     model.train(training)
     if not logits.isfinite().all():
-        raise UserError("the network's logits are not finite in evaluation: lower `optimizer.learning_rate`")
+        raise NotFiniteLogits("the network's logits are not finite in evaluation: lower `optimizer.learning_rate`")
     return logits
 
 

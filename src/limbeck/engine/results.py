@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from limbeck.engine import run_folder
-from limbeck.engine.metrics import EVALUATION_BATCH, measure, predict
+from limbeck.engine.metrics import EVALUATION_BATCH, measure
 from limbeck.engine.run_folder import atomic_file, write_json
 
 if TYPE_CHECKING:
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from limbeck.engine.loop import Trainer
     from limbeck.models import Network
 
-FORMAT = 1
 MAX_FEATURES = 2000  # test samples whose features are kept, for pictures
 
 
 def finish(trainer: Trainer) -> dict[str, Any]:
     """Write what a trained run leaves behind, `results.json` last, and return what that holds."""
     run = trainer.run
-    last = predict(trainer.model, trainer.data.test)
+    last = trainer.predict("test")
     _write_weights(run / run_folder.WEIGHTS["last"], trainer.model.state_dict())
     results = {
         **_description(trainer),
@@ -55,7 +54,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
 def _description(trainer: Trainer) -> dict[str, Any]:
     recipe, data = trainer.recipe, trainer.data
     return {
-        "format": FORMAT,
+        "format": run_folder.RESULTS_FORMAT,
         "title": recipe.title,
         "task": recipe.task,
         "seed": recipe.seed,
@@ -76,11 +75,11 @@ def _evaluation(trainer: Trainer, model: nn.Module, epoch: int, test_logits: Ten
     """Return `{"epoch", "validation", "test"}` of the weights in `model`."""
     data, teacher = trainer.data, trainer.teachers[0] if trainer.teachers else None
     if test_logits is None:
-        test_logits = predict(model, data.test)
+        test_logits = trainer.predict("test", model)
     validation = None
     if len(data.validation):
         targets = teacher.validation_logits if teacher else None
-        validation = measure(predict(model, data.validation), data.validation.labels, targets)
+        validation = measure(trainer.predict("validation", model), data.validation.labels, targets)
     test = measure(test_logits, data.test.labels, teacher.test_logits if teacher else None)
     return {"epoch": epoch, "validation": validation, "test": test}
 
@@ -98,7 +97,7 @@ def _predictions(trainer: Trainer, test_logits: Tensor) -> dict[str, np.ndarray[
         "test_logits": test_logits,
         "test_labels": data.test.labels,
         "test_features": _features(trainer.model, data.test.images[:MAX_FEATURES]),
-        "validation_logits": predict(trainer.model, data.validation) if len(data.validation) else test_logits[:0],
+        "validation_logits": trainer.predict("validation") if len(data.validation) else test_logits[:0],
         "validation_labels": data.validation.labels,
         "train_class_counts": data.train.class_counts,
         "class_means": class_means(test_logits, data.test.labels.cpu()),

@@ -31,6 +31,7 @@ RESULTS = "results.json"
 TENSORBOARD = "tensorboard"
 WEIGHTS = {"last": "weights.safetensors", "best": "best.safetensors", "ema": "ema.safetensors"}
 
+RESULTS_FORMAT = 1
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 
 # What may differ between the sessions of one run without changing what it computes. Threads and teachers matter, but
@@ -96,13 +97,19 @@ def read_results(run: Path) -> dict[str, Any]:
     """Return the results of a finished run.
 
     Raises:
-        UserError: There is no finished run.
+        UserError: There is no finished run, or its results are damaged or of another version.
     """
     path = run / RESULTS
     if not path.is_file():
         state = "an unfinished run (continue it with --resume)" if (run / CONFIG).is_file() else "no run"
         raise UserError(f"{run}: expected the folder of a finished run, got {state}")
-    content: dict[str, Any] = json.loads(path.read_text())
+    way_out = f"delete it and run: limbeck train {run / CONFIG} --run {run} --resume"  # it writes the results again
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); {way_out}") from error
+    if not isinstance(content, dict) or content.get("format") != RESULTS_FORMAT:
+        raise UserError(f"{path}: expected results of format {RESULTS_FORMAT}, got other JSON; {way_out}")
     return content
 
 
