@@ -3,15 +3,19 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 import limbeck.engine.fit
 from limbeck.cli import main
 from limbeck.errors import Interrupted
 
+ALLOCATED = ", asked for 4.0 GiB"
 FEW = "distill/digits/few-labels"
 TINY = ["--set", "train.epochs=1", "--set", "save.tensorboard=false"]
 
@@ -79,7 +83,8 @@ def test_missing_extra_is_named(package):
         f"import sys\nsys.modules[{package!r}] = None\nfrom limbeck.cli import main\nsys.exit(main(['recipes']))"
     )
     assert done.returncode == 2
-    assert done.stderr == f'limbeck: the command line needs `{package}`: pip install "limbeck[cli]"\n'
+    way_out = 'pip install "limbeck[cli]", or in a clone pip install ".[cli]"'
+    assert done.stderr == f"limbeck: the command line needs `{package}`: {way_out}\n"
 
 
 def test_python_m_limbeck_is_the_command():
@@ -133,7 +138,10 @@ def test_loss_is_shown_with_default_range_and_meaning_of_each_option(limbeck_say
         (["train", FEW, "--set", "train.epochs=0"], "--set train.epochs=0: `train.epochs` expected at least 1, got 0"),
         (["train", "few-label"], "did you mean"),
         (["compare", FEW, "--seeds", "x"], "--seeds"),
-        (["compare", FEW, "--seeds", "0"], "--seeds"),
+        (["compare", FEW, "--seeds", "0"], "'--seeds': expected at least 1, got 0"),
+        (["compare", FEW, "--run", "x"], "Did you mean --folder?"),
+        (["demo", "--run", "x"], "Did you mean --folder?"),
+        (["train", FEW, "--folder", "x"], "Did you mean --run?"),
         (["compare", FEW, "--losses", "kl,glk"], "did you mean `gkl`? (rows: ce, kl, dkl, ikl, gkl)"),
         (["compare", "digits/teacher"], "no rows to compare"),
         (["evaluate", "nowhere"], "nowhere"),
@@ -141,7 +149,7 @@ def test_loss_is_shown_with_default_range_and_meaning_of_each_option(limbeck_say
         (["plot", "nowhere"], "nowhere"),
         (["losses", "gk"], "unknown loss `gk`; did you mean `gkl`?"),
         (["recipes", "gk"], "did you mean"),
-        (["demo", "--seeds", "0"], "--seeds"),
+        (["demo", "--seeds", "-1"], "'--seeds': expected at least 1, got -1"),
     ],
 )
 def test_mistake_is_one_line_and_exit_code_2(limbeck_says, words, expected):
@@ -158,6 +166,24 @@ def test_mistake_is_one_line_and_exit_code_2(limbeck_says, words, expected):
         (Interrupted("saved; go on with --resume"), 75, "limbeck: saved; go on with --resume\n"),
         (KeyboardInterrupt(), 130, "limbeck: interrupted\n"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, "limbeck: runs/a: No space left on device\n"),
+        *(
+            (error, 2, f"limbeck: out of memory{asked}; lower `model.width` or `train.batch_size`\n")
+            for error, asked in (
+                (MemoryError(), ""),
+                (
+                    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4294967296 bytes."),
+                    ALLOCATED,
+                ),
+                (
+                    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes"),
+                    ALLOCATED,
+                ),
+                (
+                    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"),
+                    ", asked for 20.00 GiB",
+                ),
+            )
+        ),
         (
             ZeroDivisionError("a\nb"),
             1,
@@ -180,7 +206,42 @@ def test_debug_shows_the_traceback_wherever_it_stands(limbeck_says, place):
     code, _, error = limbeck_says(*words)
     assert code == 2
     assert error.startswith("Traceback")
-    assert error.splitlines()[-1].startswith("limbeck: --set seed=-1")
+    assert error.splitlines()[-1].startswith("limbeck.errors.UserError: --set seed=-1")
+    assert error.count("expected at least 0") == 1
+
+
+def test_a_network_beyond_all_memory_is_one_line(limbeck_says):
+    code, _, error = limbeck_says("train", "digits/teacher", *TINY, "--set", "model.width=1000000000000")
+    assert code == 2
+    assert re.search(
+        r"limbeck: out of memory, asked for [\d.]+ GiB; lower `model.width` or `train.batch_size`\n$", error
+    )
+
+
+@pytest.mark.parametrize("words", ["losses", f"recipes {FEW}", "--help"])
+def test_a_reader_that_goes_away_is_no_error(words):
+    code = "import os; os.close(0)"  # the pipe is closed before the first line is written
+    command = f"set -o pipefail; {sys.executable} -m limbeck {words} | {sys.executable} -S -c '{code}'"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("words", [("train", FEW, "--run"), ("demo", "--folder"), ("compare", FEW, "--folder")])
+def test_a_file_in_the_place_of_the_folder_is_named(limbeck_says, tmp_path, words):
+    (tmp_path / "README.md").write_text("")
+    code, _, error = limbeck_says(*words, "README.md")
+    assert (code, error) == (2, f"limbeck: README.md is a file, not a folder; choose another {words[-1]}\n")
+
+
+@pytest.mark.parametrize("words", [("train", FEW, "--run"), ("compare", FEW, "--folder")])
+def test_a_new_folder_on_a_read_only_disk_asks_for_another(limbeck_says, monkeypatch, words):
+    def refuse(path, **_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, _, error = limbeck_says(*words, "new")
+    reason = f"cannot be written (read-only file system); choose another {words[-1]}"
+    assert (code, error) == (2, f"limbeck: new: {reason}\n")
 
 
 # --- work ---

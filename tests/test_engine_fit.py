@@ -399,7 +399,7 @@ def test_an_unfinished_run_is_refused_without_resume(interrupted):
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     refuses("expected a new or empty folder", recipe(), tmp_path)
-    refuses("expected a new or empty folder", recipe(), tmp_path / "thesis.tex")
+    refuses("thesis.tex is a file, not a folder; choose another --run", recipe(), tmp_path / "thesis.tex")
 
 
 def test_resume_of_nothing_starts(tmp_path):
@@ -478,11 +478,20 @@ def test_a_truncated_checkpoint_is_one_line(share, interrupted):
     )
 
 
-@pytest.mark.parametrize("foreign", [{"epoch": 1}, [1, 2], nn.Linear(2, 2), "text"])
-def test_a_foreign_checkpoint_is_one_line(foreign, interrupted):
+@pytest.mark.parametrize(
+    ("foreign", "message"),
+    [
+        ({"epoch": 1}, "not a Limbeck checkpoint; delete it to start the run again"),
+        ([1, 2], "not a Limbeck checkpoint; delete it to start the run again"),
+        ({"format": "limbeck checkpoint 9"}, "got 'limbeck checkpoint 9'; use the version that wrote it"),
+        (nn.Linear(2, 2), "expected a checkpoint, got a truncated, foreign "),
+        ("text", "expected a checkpoint, got a truncated, foreign "),
+    ],
+)
+def test_a_foreign_checkpoint_is_one_line(foreign, message, interrupted):
     path = interrupted / run_folder.CHECKPOINT
     torch.save(foreign, path) if foreign != "text" else path.write_text("not a checkpoint")
-    refuses("checkpoint.pt: expected a ", recipe(), interrupted, resume=True)
+    refuses(f"checkpoint.pt: .*{message}", recipe(), interrupted, resume=True)
 
 
 def test_a_stale_temporary_file_is_cleaned(interrupted):
@@ -506,7 +515,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
 
     try:
         with pytest.raises(
-            UserError, match=r"checkpoint.pt: cannot be written \(File too large\); what was saved .*"
+            UserError, match=r"checkpoint.pt: cannot be written \(file too large\); what was saved .*"
         ) as error:
             fit(recipe(save={"every_steps": 3}), run, reporter=Hook(fill))
     finally:
@@ -542,7 +551,7 @@ def test_a_log_on_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    refuses("cannot be written", recipe(), tmp_path / "file" / "run")
+    refuses("file is a file, not a folder; choose another --run", recipe(), tmp_path / "file" / "run")
 
 
 # --- what arithmetic tells before the training ------------------------------------------------------------

@@ -6,6 +6,8 @@ Imports nothing outside the standard library, so that it can say what to install
 from __future__ import annotations
 
 import io
+import os
+import re
 import sys
 import traceback
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_BUG = 1
+EXIT_PIPE = 141  # 128 + SIGPIPE: the reader went away, as `| head` does
 EXIT_KEYBOARD = 130  # 128 + SIGINT, as shells have it
 CLI_PACKAGES = ("typer", "click", "rich", "pydantic", "pydantic_core", "yaml", "numpy", "scipy", "safetensors")
 
@@ -24,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0 done; 2 a mistake that the user can mend; 75 stopped by a signal after saving; 130 stopped by Ctrl-C outside of
-    training; 1 anything else. Whatever is not 0 comes with one line on stderr, and with a traceback only after
-    `--debug`, which may stand anywhere on the line.
+    training; 141 nobody reads the output any more, of which nothing is said; 1 anything else. All others come with
+    one line on stderr, or with a traceback after `--debug`, which may stand anywhere on the line.
 
     Args:
         arguments: the words after `limbeck`; those of the process by default.
@@ -36,13 +39,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal or a file that cannot hold Σ shows `?`
     try:
-        return _run([word for word in words if word != "--debug"])
-    except (Exception, KeyboardInterrupt) as error:
+        code = _run([word for word in words if word != "--debug"])
+        sys.stdout.flush()
+        return code
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            return _leave_pipe()
+        if isinstance(error, SystemExit):
+            raise
+        message, code = _explain(error)
         if debug:
             traceback.print_exc()
-        message, code = _explain(error)
-        sys.stderr.write(f"limbeck: {' '.join(message.split())}\n")
+        else:
+            sys.stderr.write(f"limbeck: {' '.join(message.split())}\n")
         return code
+
+
+def _leave_pipe() -> int:
+    """Send what is left of the output nowhere, or Python would complain when it flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_PIPE
 
 
 def _run(words: list[str]) -> int:
@@ -69,9 +85,28 @@ def _explain(error: BaseException) -> tuple[str, int]:
         case OSError(strerror=str(reason)):
             place = f"{error.filename}: " if error.filename else ""
             return f"{place}{reason}", EXIT_USER_ERROR
+    if memory := _out_of_memory(error):
+        return memory, EXIT_USER_ERROR
     if hasattr(error, "format_message"):  # click's exceptions, which typer has of its own since 0.26
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "limbeck"
         message = error.format_message().replace("Value error, ", "")  # pydantic's words, by way of typer
+        sibling = {"--folder": "--run", "--run": "--folder"}.get(getattr(error, "option_name", ""))
+        if context and any(sibling in parameter.opts for parameter in context.command.params):
+            message += f" Did you mean {sibling}?"
         return f"{message} (`{command} --help` shows the usage)", EXIT_USER_ERROR
     return f"{type(error).__name__}: {error} (a bug, most likely; --debug shows the traceback)", EXIT_BUG
+
+
+def _out_of_memory(error: BaseException) -> str | None:
+    """Return the line for memory that torch or numpy did not get; None for any other error. Imports neither."""
+    words = str(error)
+    told = re.search("out of memory|not enough memory|can't allocate memory", words)
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and told):
+        return None
+    size = re.search(r"allocate ([\d.]+) ([KMGTP]iB|bytes)", words)
+    asked = ""
+    if size:
+        amount, unit = size.groups()
+        asked = f", asked for {f'{float(amount) / 2**30:.1f} GiB' if unit == 'bytes' else f'{amount} {unit}'}"
+    return f"out of memory{asked}; lower `model.width` or `train.batch_size`"

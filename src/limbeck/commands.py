@@ -33,6 +33,12 @@ class Weights(str, Enum):
     ema = "ema"
 
 
+def _at_least_one(seeds: int) -> int:
+    if seeds < 1:
+        raise typer.BadParameter(f"expected at least 1, got {seeds}")
+    return seeds
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -54,7 +60,7 @@ def limbeck(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where runs, tables and pictures go.")] = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per loss.")] = 5,
+    seeds: Annotated[int, typer.Option(callback=_at_least_one, help="Seeds per loss.")] = 5,
 ) -> None:
     """Compare five losses on two tasks with real images. Run it again to go on where it stopped."""
     from limbeck.demo import run_demo
@@ -102,7 +108,7 @@ def compare(
     losses: Annotated[
         str | None, typer.Option(metavar="ROW,ROW...", help="Rows of the recipe to train.", show_default="all")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per row and setting.")] = 5,
+    seeds: Annotated[int, typer.Option(callback=_at_least_one, help="Seeds per row and setting.")] = 5,
     overrides: Overrides = None,
     folder: Annotated[
         Path | None, typer.Option(help="Comparison folder.", show_default="runs/compare-RECIPE, / as -")

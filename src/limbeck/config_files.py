@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from limbeck.config import TERMS, Recipe, TermOptions, did_you_mean
 from limbeck.config_errors import Keys, one_line, show
-from limbeck.errors import UserError
+from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -177,7 +177,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         data = _parse(path.read_text(encoding="utf-8"), str(name_or_path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe `{name_or_path}` cannot be read: {error}") from error
+        raise UserError(f"recipe `{name_or_path}` cannot be read: {reason(error)}") from error
     if not isinstance(data, dict):
         raise UserError(f"{name_or_path}: expected options as `key: value`, got {show(data)}")
     recipe = _validate(data, lambda _: str(name_or_path))

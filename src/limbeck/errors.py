@@ -16,4 +16,19 @@ class Interrupted(Exception):
 
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """Return the error for an optional package that is not installed."""
-    return UserError(f'{purpose} needs `{package}`: pip install "limbeck[{extra}]"')
+    return UserError(f"{purpose} needs `{package}`: {install(extra)}")
+
+
+def install(extra: str) -> str:
+    """Return how to install an extra, which differs in a clone."""
+    return f'pip install "limbeck[{extra}]", or in a clone pip install ".[{extra}]"'
+
+
+def reason(error: Exception) -> str:
+    """Return an error's words, the operating system's without its number and the path.
+
+    >>> reason(OSError(30, "Read-only file system", "runs/a"))
+    'read-only file system'
+    """
+    words: str = getattr(error, "strerror", None) or str(error)
+    return words[:1].lower() + words[1:]

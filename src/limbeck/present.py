@@ -6,7 +6,7 @@ import importlib.util
 import time
 from typing import TYPE_CHECKING
 
-from limbeck.errors import UserError
+from limbeck.errors import UserError, install
 from limbeck.listings import print_rich, say
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def compare_and_show(recipe: Recipe, folder: Path, *, rows: Sequence[str] | None
     if importlib.util.find_spec("matplotlib"):
         plot(folder)
     else:
-        say(f'For pictures and a report: pip install "limbeck[viz]", then limbeck plot {folder}')
+        say(f"For pictures and a report: {install('viz')}; then limbeck plot {folder}")
 
 
 def plot(folder: Path, against: Path | None = None) -> None:

@@ -17,7 +17,7 @@ from limbeck.analysis import (
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.run_files import Run, read_run
 from limbeck.analysis.style import new_figure, png, styled
-from limbeck.errors import UserError
+from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +89,9 @@ def save(pictures: Sequence[Picture], out: Path) -> list[Path]:
         for path, picture in zip(paths, pictures, strict=True):
             path.write_bytes(picture.png)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error}); choose another folder") from error
+        raise UserError(
+            f"{out} cannot be written ({reason(error)}); make room, or copy the folder it is in elsewhere"
+        ) from error
     return paths
 
 

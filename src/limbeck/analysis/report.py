@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.pictures import Picture, comparison_pictures, draw_comparison, draw_run, save
 from limbeck.analysis.tables import columns, describe_term, is_best, mean_and_std, notes
-from limbeck.errors import UserError
+from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -73,7 +73,9 @@ def write_report(folder: Path) -> Path:
     try:
         path.write_text(html(comparison, pictures), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}); make room or copy the folder elsewhere") from error
+        raise UserError(
+            f"{path} cannot be written ({reason(error)}); make room, or copy the comparison elsewhere"
+        ) from error
     return path
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck.errors import UserError
+from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +99,7 @@ def read_object(path: Path, *, way_out: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {way_out}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); {way_out}") from error
+        raise UserError(f"{path} cannot be read as JSON ({reason(error)}); {way_out}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}; {way_out}")
     return content
@@ -129,7 +129,7 @@ def _epoch_lines(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); train the run again") from error
+        raise UserError(f"{path} cannot be read ({reason(error)}); train the run again") from error
     if lines and not lines[-1].endswith("\n"):
         del lines[-1]  # a run that is still going, or was killed, may leave half a line; resuming cuts it off too
     records = []
@@ -156,7 +156,7 @@ def _test_scores(path: Path) -> TestScores:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; train the run again") from error
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _foreign(path, f"cannot be read ({error})") from error
+        raise _foreign(path, f"cannot be read ({reason(error)})") from error
     return TestScores(counts, accuracy, means, teacher, prior)
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-FORMAT = "limbeck checkpoint 1"
+FORMAT_NAME = "limbeck checkpoint"
+FORMAT = f"{FORMAT_NAME} 1"
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -46,6 +47,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "delete it to start the run again"
         ) from error
     found = state.get("format") if isinstance(state, dict) else None
+    if not str(found).startswith(FORMAT_NAME):
+        raise UserError(f"{path}: not a Limbeck checkpoint; delete it to start the run again")
     if found != FORMAT:
         raise UserError(f"{path}: expected a file of format {FORMAT!r}, got {found!r}; use the version that wrote it")
     return dict(state)

@@ -72,7 +72,7 @@ def compare(
         for row in rows
         for setting in range(len(recipe.compare.contenders[row].settings))
     ]
-    with disk_errors(folder):
+    with disk_errors(folder, "--folder"):
         folder.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, reporter or Reporter() as teller:
         try:

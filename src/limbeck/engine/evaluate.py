@@ -16,7 +16,7 @@ from limbeck.engine.fit import open_device
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
 from limbeck.engine.teachers import Resources, load_trained
-from limbeck.errors import UserError
+from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ def _teacher_logits(run: Path, split: str) -> Tensor | None:
             return torch.from_numpy(predictions[name]) if name in predictions else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); delete it to evaluate without the agreement with the teacher"
+            f"{path} cannot be read ({reason(error)}); delete it to evaluate without the agreement with the teacher"
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from limbeck.config_files import dump, load_recipe
-from limbeck.errors import UserError
+from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,15 +44,21 @@ FREE_SECTIONS = frozenset({"title", "compare", "teachers"})
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system while `path` is written into one line."""
+def disk_errors(path: Path, option: str = "--run") -> Iterator[None]:
+    """Turn an error of the operating system while `path` is written into one line; `option` chooses another folder."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact, "
-            "so mend this and continue with --resume"
-        ) from error
+        raise UserError(_disk_error(path, error, option)) from error
+
+
+def _disk_error(path: Path, error: OSError, option: str) -> str:
+    there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # Path.exists may raise
+    if isinstance(error, (FileExistsError, NotADirectoryError)) and os.path.isfile(there):
+        return f"{there} is a file, not a folder; choose another {option}"
+    saved = os.path.isfile((path if os.path.isdir(path) else path.parent) / CHECKPOINT)
+    way_out = "what was saved before is intact, so mend this and continue with --resume"
+    return f"{path}: cannot be written ({reason(error)}); {way_out if saved else f'choose another {option}'}"
 
 
 @contextmanager
@@ -107,7 +113,7 @@ def read_results(run: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); {way_out}") from error
+        raise UserError(f"{path} cannot be read as JSON ({reason(error)}); {way_out}") from error
     if not isinstance(content, dict) or content.get("format") != RESULTS_FORMAT:
         raise UserError(f"{path}: expected results of format {RESULTS_FORMAT}, got other JSON; {way_out}")
     return content
@@ -128,7 +134,9 @@ def is_finished(run: Path, recipe: Recipe, *, resume: bool) -> bool:
             raise UserError(_refusal(run, finished))
         refuse_other_recipe(load_recipe(str(run / CONFIG)), recipe, run)
         return finished
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.is_file():
+        raise UserError(f"{run} is a file, not a folder; choose another --run")
+    if run.exists() and any(run.iterdir()):
         raise UserError(f"{run}: expected a new or empty folder, got one with other files; choose another --run")
     return False
 
