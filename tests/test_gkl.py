@@ -392,6 +392,15 @@ def test_each_gradient_has_the_dtype_of_its_input(path: str, dtypes: tuple[torch
     assert [g.dtype for g in gradients(value, *sides)] == list(dtypes)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_arithmetic_on_half_inputs_is_in_float32(path: str, dtype: torch.dtype) -> None:
+    student, target, table, labels = (x.to(dtype) if x.is_floating_point() else x for x in batch())
+    half = functional.gkl_divergence(student, target, table, labels=labels, weight_power=0.3)
+    single = functional.gkl_divergence(student.float(), target.float(), table.float(), labels=labels, weight_power=0.3)
+    assert half.dtype == torch.float32
+    assert torch.isclose(half, single, rtol=1e-6)
+
+
 def test_autocast_changes_nothing(path: str) -> None:
     student, target, table, labels = (x.float() if x.is_floating_point() else x for x in batch())
     soft = torch.nn.functional.one_hot(labels, 5).float() * 0.9 + 0.02
@@ -503,6 +512,24 @@ def test_inductor_gives_the_same_numbers() -> None:
     compiled = torch.compile(student_only, fullgraph=True)
     got, wanted = (torch.autograd.grad(f(student, target, table, labels), student)[0] for f in (compiled, student_only))
     assert (got - wanted).abs().max() < 1e-10
+
+
+def test_a_denominator_of_the_caller_is_a_constant(path: str) -> None:
+    student, target, table, labels = batch()
+    denominator = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    value = functional.gkl_divergence(student, target, table, labels=labels, normalizer=denominator)
+    assert not gradients(value, denominator)[0].any()
+
+
+def test_a_learning_temperature_meets_absent_classes(path: str) -> None:
+    student, target, table, labels = batch()
+    sides = [x.detach().index_fill(1, torch.tensor([2]), -torch.inf) for x in (student, target)]
+    temperature = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    for value in (
+        functional.gkl_divergence(*sides, table, labels=labels, temperature=temperature),
+        functional.dkl_divergence(*sides, temperature=temperature),
+    ):
+        assert gradients(value, temperature)[0].isfinite()
 
 
 def test_a_temperature_tensor_can_learn(path: str) -> None:

@@ -164,6 +164,13 @@ def test_kl_has_the_gradient_of_soft_cross_entropy_on_the_student_only() -> None
     assert (kl[1] - ce[1]).abs().max() > 1e-3
 
 
+def test_mixtures_are_exact_far_out_in_the_tail() -> None:
+    student = torch.tensor([[0.0, -200.0, -300.0]], dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([[0.0, -300.0, -200.0]], dtype=torch.float64)
+    gradient = gradients(functional.js_divergence(student, target), student)[0][0, 1]
+    assert torch.isclose(gradient, torch.tensor(-200.0, dtype=torch.float64).exp() * 0.5 * math.log(2), rtol=1e-6)
+
+
 def test_t2_keeps_the_gradient_at_high_temperature() -> None:
     """With T squared the gradient tends to that of the mean squared error of centred logits over C, without it to 0."""
     student, target = logits()

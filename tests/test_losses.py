@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -133,6 +134,105 @@ def test_the_powered_table_follows_a_module_that_was_converted() -> None:
     assert torch.equal(loss(student, target, labels), fresh(student, target, labels))
 
 
+def test_the_powered_table_follows_copies_and_options() -> None:
+    """A copied buffer's version starts again, so that a version alone would take the old table for the new one."""
+    student, target, labels = batch()
+    loss = GKLLoss(5, weight_power=0.3)
+    for _ in range(3):
+        loss.observe(target, labels)
+        loss.refresh()
+    loss(student, target, labels)
+    for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        for _ in range(4):
+            copied.observe(-target, labels)
+            copied.refresh()
+            fresh = GKLLoss(5, weight_power=0.3)
+            fresh.load_state_dict(copied.state_dict())
+            assert torch.equal(copied(student, target, labels), fresh(student, target, labels))
+    loss.prior.prior.copy_(torch.eye(5))
+    expected = functional.gkl_divergence(student, target, torch.eye(5), labels=labels, weight_power=0.3)
+    assert torch.isclose(loss(student, target, labels), expected)
+    loss.weight_power = 0.9
+    expected = functional.gkl_divergence(student, target, torch.eye(5), labels=labels, weight_power=0.9)
+    assert torch.isclose(loss(student, target, labels), expected)
+
+
+def test_a_teacher_under_inference_mode_is_welcome() -> None:
+    student, target, labels = batch()
+    with torch.inference_mode():
+        inferred = target * 1.0
+    for loss in (GKLLoss(5, weight_power=0.3), GKLLoss(prior="sample", weight_power=0.3), DKLLoss(), IKLLoss(5)):
+        expected, got = (torch.autograd.grad(loss(student, t, labels), student)[0] for t in (target, inferred))
+        assert torch.equal(got, expected)
+        loss.observe(inferred, labels)
+        loss.refresh()
+
+
+def test_the_teachers_buffer_may_be_used_again_before_backward() -> None:
+    student, target, labels = batch()
+    loss = GKLLoss(5)
+    expected = torch.autograd.grad(loss(student, target, labels), student)[0]
+    buffer = target.clone()
+    value = loss(student, buffer, labels)
+    buffer.zero_()
+    assert torch.equal(torch.autograd.grad(value, student)[0], expected)
+
+
+def test_samples_left_out_may_be_nan_or_unlabelled() -> None:
+    student, target, labels = batch()
+    mask = torch.arange(9) != 2
+    broken, unlabelled = target.clone(), labels.clone()
+    broken[2], unlabelled[2] = torch.nan, -100
+    for loss in (GKLLoss(5, weight_power=0.3), GKLLoss(prior="sample", weight_power=0.3, normalizer="row")):
+        value = loss(student, broken, unlabelled, mask=mask)
+        expected = loss(student[mask], target[mask], labels[mask])
+        got, wanted = (torch.autograd.grad(x, student)[0] for x in (value, expected))
+        assert torch.isclose(value, expected)
+        assert torch.allclose(got, wanted, atol=1e-7)
+
+
+def test_soft_labels_mix_rows_before_the_power() -> None:
+    student, target, labels = batch()
+    loss = GKLLoss(5, weight_power=0.3)
+    loss.observe(target, labels)
+    loss.refresh()
+    soft = torch.softmax(torch.randn(9, 5), -1)
+    expected = twins.gkl(student.double(), target.double(), (soft @ loss.prior.prior).double(), weight_power=0.3)
+    assert torch.isclose(loss(student, target, soft).double(), expected, rtol=1e-5)
+
+
+def test_class_weights_of_dkl_share_its_temperature() -> None:
+    student, target, labels = batch()
+    loss = DKLLoss(5, prior="class", temperature=3.0)
+    loss.observe(target, labels)
+    loss.refresh()
+    assert torch.allclose(loss.prior.prior.double(), class_means(target, labels, 3.0), atol=1e-7)
+    expected = functional.dkl_divergence(student, target, loss.prior.prior[labels], temperature=3.0)
+    assert torch.isclose(loss(student, target, labels), expected)
+
+
+def test_uniform_power_leaves_out_absent_classes() -> None:
+    student, target, _ = batch()
+    absent = torch.tensor([False, True, False, False, False])
+    sides = [x.detach().masked_fill(absent, -torch.inf) for x in (student, target)]
+    loss = GKLLoss(prior="sample", weight_power=0.0)
+    assert torch.isclose(loss(*sides), loss(*(x[:, ~absent] for x in sides)))
+
+
+def test_presets_belong_to_gkl() -> None:
+    with pytest.raises(TypeError, match=r"expected `GKLLoss.preset`, got `IKLLoss.preset`"):
+        IKLLoss.preset("imagenet", 10)
+
+
+def test_a_ramp_that_nobody_steps_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gkl, "CALLS_BEFORE_WARNING", 2)
+    student, target, _ = batch()
+    loss = GKLLoss(prior="sample", ramp_epochs=5)
+    loss(student, target)
+    with pytest.warns(UserWarning, match=r"`ramp_epochs=5`.*loss.refresh\(\)"):
+        loss(student, target)
+
+
 def test_soft_labels_reach_the_class_prior_and_the_rows() -> None:
     student, target, labels = batch()
     soft = torch.nn.functional.one_hot(labels, 5).float()
@@ -209,6 +309,36 @@ def test_momentum_mixes_old_and_new_rows() -> None:
     assert torch.allclose(slow.prior.double()[seen], expected[seen], atol=1e-7)
 
 
+def test_a_sample_that_is_not_finite_does_not_spoil_its_class() -> None:
+    _, target, labels = batch()
+    spoilt = torch.cat([target, torch.full((1, 5), torch.nan)])
+    clean, other = ClassPrior(5), ClassPrior(5)
+    clean.observe(target, labels)
+    other.observe(spoilt, torch.cat([labels, labels[:1]]))
+    soft = ClassPrior(5)
+    soft.observe(spoilt, torch.nn.functional.one_hot(torch.cat([labels, labels[:1]]), 5).float())
+    for prior in (clean, other, soft):
+        prior.refresh()
+        assert torch.allclose(prior.prior, clean.prior)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_small_integers_are_indices_everywhere(dtype: torch.dtype) -> None:
+    _, target, labels = batch(samples=5)
+    table = torch.rand(5, 5)
+    small = labels.to(dtype)
+    assert torch.equal(functional.gkl_normalizer(table, labels=small), functional.gkl_normalizer(table, labels=labels))
+    arguments = (target, target.flip(0), table)
+    assert torch.equal(
+        functional.gkl_divergence(*arguments, labels=small), functional.gkl_divergence(*arguments, labels=labels)
+    )
+    priors = [ClassPrior(5), ClassPrior(5)]
+    for prior, given in zip(priors, (small, labels), strict=True):
+        prior.observe(target, given)
+        prior.refresh()
+    assert torch.equal(priors[0].prior, priors[1].prior)
+
+
 def test_batches_add_up_whatever_their_size_and_dtype() -> None:
     _, target, labels = batch(samples=64)
     whole, parts = ClassPrior(5), ClassPrior(5)
@@ -266,6 +396,11 @@ def _observe_on_rank(rank: int, folder: str) -> None:
     for buffer in prior.buffers():  # as DDP does before a forward; what was observed must survive it
         torch.distributed.broadcast(buffer, 0)
     prior.synchronize()
+    prior.synchronize()  # what was taken in is not taken in again
+    prior.refresh()
+    prior.observe(target[share], labels[share])
+    prior.reset()
+    prior.observe(target[share], labels[share])
     prior.refresh()
     torch.save(prior.state_dict(), f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -286,7 +421,7 @@ def test_two_uneven_ranks_make_the_prior_of_one(tmp_path: object) -> None:
 def test_tables_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(class_prior, "_free_memory", lambda: 2**30)
     with pytest.raises(
-        ValueError, match=r"`num_classes` 1000003 needs 18626.6 GiB .* 1.0 GiB are free.*prior=\"sample\""
+        ValueError, match=r"`num_classes` 1000003 needs 22351.9 GiB .* 1.0 GiB are free.*prior=\"sample\""
     ):
         GKLLoss(1_000_003)
 
@@ -313,7 +448,7 @@ def test_a_prior_that_nobody_feeds_warns_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_prior_that_is_never_refreshed_warns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gkl, "OBSERVATIONS_BEFORE_WARNING", 3)
+    monkeypatch.setattr(gkl, "CALLS_BEFORE_WARNING", 3)
     _, target, labels = batch()
     loss = GKLLoss(5)
     loss.observe(target, labels)
@@ -433,6 +568,8 @@ def test_defaults_of_the_code_bases_differ() -> None:
         ("paper", {"alpha": 1, "beta": 1, "T2": 4}, "got 'T2'"),
         ("adversarial-v1", {"gamma": 0.3}, "AutoAugment"),
         ("semi-supervised", {"alpha": 1, "beta": 0.1, "temperature": 2.0}, "only 1 has a counterpart"),
+        ("distillation-v2", {"ALPHA": 1, "BETA": 1, "GI": "False"}, "expected a number for 'GI'"),
+        ("distillation-v2", {"ALPHA": 1, "BETA": 1, "WARMUP": 2.5}, "whole epochs"),
     ],
 )
 def test_letters_without_counterpart_are_refused(code_base: str, settings: dict[str, float], message: str) -> None:

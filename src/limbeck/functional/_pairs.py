@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from limbeck.functional._check import Reduction, reduce, widest
+from limbeck.functional.kl import tempered
 
 Normalizer = Literal["weights", "row", "samples"]
 # Operations on at most so many elements stay on one thread and in the cache of one core.
@@ -47,6 +48,8 @@ def pair_divergence(logits: Tensor, target_logits: Tensor, weight: Tensor, mask:
     if not _can_fuse(logits, target_logits, terms):
         return _composed(logits, target_logits, weight, mask, terms)
     if torch.is_grad_enabled() and (logits.requires_grad or target_logits.requires_grad):
+        # A teacher under inference_mode makes tensors that autograd refuses to save.
+        target_logits, weight = (x.clone() if x.is_inference() else x for x in (target_logits, weight))
         value: Tensor = _Fused.apply(logits, target_logits, weight, mask, terms)  # type: ignore[no-untyped-call]
         return value
     return _evaluate(logits, target_logits, weight, mask, terms, (False, False))[0]
@@ -71,7 +74,8 @@ def _composed(logits: Tensor, target_logits: Tensor, weight: Tensor, mask: Tenso
     dtype = widest(logits, target_logits, weight)
     s, t, u = logits.to(dtype), target_logits.to(dtype), weight.detach().to(dtype)
     if mask is not None:  # before anything else: what is left out may be NaN
-        s, t = (x.masked_fill(~mask.unsqueeze(-1), 0.0) for x in (s, t))
+        left_out = ~mask.unsqueeze(-1)
+        s, t, u = s.masked_fill(left_out, 0.0), t.masked_fill(left_out, 0.0), u.masked_fill(left_out, 1.0)
     u = u.masked_fill(torch.isneginf(s) & torch.isneginf(t), 0.0)
     mass = u.sum(-1)
     values = torch.zeros_like(mass)
@@ -80,8 +84,8 @@ def _composed(logits: Tensor, target_logits: Tensor, weight: Tensor, mask: Tenso
         factor = _mse_factor(mass, mask, terms) / terms.mse_temperature**2
         values = values + factor * _centred_mse(s_mse, t, u, mass)
     if terms.ce_weight != 0:
-        log_q = torch.log_softmax(s / terms.ce_temperature, -1)
-        p = torch.softmax(t.detach() / terms.ce_temperature, -1)
+        log_q = torch.log_softmax(tempered(s, terms.ce_temperature), -1)
+        p = torch.softmax(tempered(t.detach(), terms.ce_temperature), -1)
         values = values - terms.ce_weight * (p * log_q.masked_fill(p == 0, 0.0)).sum(-1)
     if mask is not None:
         values = values.masked_fill(~mask, 0.0)
@@ -128,6 +132,7 @@ class _Fused(torch.autograd.Function):
         ctx.save_for_backward(logits, target_logits, weight, mask)
         ctx.terms = terms
         ctx.gradients = gradients
+        ctx.dtypes = (logits.dtype, target_logits.dtype)
         return value
 
     @staticmethod
@@ -140,8 +145,8 @@ class _Fused(torch.autograd.Function):
             gradients = _evaluate(logits, target_logits, weight, mask, ctx.terms, ctx.needs_input_grad[:2])[1]
         factor = grad_outputs[0].unsqueeze(-1) if ctx.terms.reduction == "none" else grad_outputs[0]
         first, second = (
-            None if gradient is None else gradient.mul_(factor).to(x.dtype)
-            for gradient, x in zip(gradients, ctx.saved_tensors[:2], strict=True)
+            None if gradient is None else gradient.mul_(factor).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return first, second, None, None, None
 
@@ -186,7 +191,8 @@ def _by_blocks(
     s, t, u = (x if x.dim() == 2 else x.reshape(-1, classes) for x in (logits, target_logits, weight))
     if mask is not None:  # before anything else: what is left out may be NaN
         mask = mask.reshape(-1)
-        s, t = (x.masked_fill(~mask.unsqueeze(-1), 0.0) for x in (s, t))
+        left_out = ~mask.unsqueeze(-1)
+        s, t, u = s.masked_fill(left_out, 0.0), t.masked_fill(left_out, 0.0), u.masked_fill(left_out, 1.0)
     if careful:
         u = u.masked_fill(torch.isneginf(s) & torch.isneginf(t), 0.0)
     plan = _plan(_cast(u, dtype), mask, terms, careful)

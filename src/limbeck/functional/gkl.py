@@ -238,8 +238,8 @@ def gkl_divergence(
             or accumulation. "samples": the number of samples (IKL; with a power other than 1 the part scales by up to
             C^2). A 0-d tensor: this denominator, for instance `gkl_normalizer` summed over ranks or micro-batches
             times this call's share of all samples, so that the mean over equal shards is the value of the whole.
-        mask: (*) bool, True where the sample takes part; others are left out of numerator, denominator and
-            cross-entropy. If none takes part the value is 0.
+        mask: (*) bool, True where the sample takes part; others, whose logits and labels may be anything, are left
+            out of numerator, denominator and cross-entropy. If none takes part the value is 0.
         reduction: "none" (*) with a mean equal to "mean" (over the samples that take part), "mean", or "sum".
 
     Returns:
@@ -272,6 +272,7 @@ def gkl_divergence(
     check_reduction(reduction)
     check_normalizer(normalizer, weight_power)
     _check_mask(mask, logits)
+    labels = _without(labels, mask)
     weight = _powered(class_rows(prior, labels, logits), weight_power, fresh=labels is not None)
     terms = Terms(mse_weight, ce_weight, 1.0, temperature, True, normalizer, reduction)
     return pair_divergence(logits, target_logits, weight, mask, terms)
@@ -315,12 +316,19 @@ def gkl_normalizer(
     with torch.no_grad():
         if labels is not None and not labels.is_floating_point():  # one sum per class, read by label
             check_integer_labels(labels, labels.shape, len(prior))
-            mass = _powered(prior, weight_power, fresh=False).to(widest(prior)).sum(-1)[labels]
+            mass = _powered(prior, weight_power, fresh=False).to(widest(prior)).sum(-1)[labels.long()]
         else:
             rows = prior if labels is None else class_rows(prior, labels, labels)
             mass = _powered(rows, weight_power, fresh=labels is not None).to(widest(prior)).sum(-1)
         squares = mass * mass
         return (squares if mask is None else squares.masked_fill(~mask, 0.0)).sum()
+
+
+def _without(labels: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Labels of samples that are left out may be anything, -100 too."""
+    if labels is None or mask is None or labels.shape[: mask.dim()] != mask.shape:
+        return labels
+    return labels.masked_fill(~(mask.unsqueeze(-1) if labels.is_floating_point() else mask), 0)
 
 
 def class_rows(prior: Tensor, labels: Tensor | None, logits: Tensor) -> Tensor:
@@ -329,6 +337,7 @@ def class_rows(prior: Tensor, labels: Tensor | None, logits: Tensor) -> Tensor:
         _check_rows("prior", prior, logits)
         return prior
     classes = logits.shape[-1]
+    _check_tensors(prior=prior, labels=labels)
     if prior.shape != (classes, classes):
         raise ValueError(
             f"`prior` expected the (C, C) table {(classes, classes)} that `labels` read, got {tuple(prior.shape)}; "
@@ -365,7 +374,14 @@ def _powered(rows: Tensor, power: float, *, fresh: bool) -> Tensor:
     return rows.pow_(power) if fresh else rows.pow(power)
 
 
+def _check_tensors(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"`{name}` expected a tensor, got {type(value).__name__}")
+
+
 def _check_rows(name: str, rows: Tensor, logits: Tensor) -> None:
+    _check_tensors(**{name: rows})
     if rows.shape != logits.shape:
         raise ValueError(f"`{name}` expected one row per sample, shape {tuple(logits.shape)}, got {tuple(rows.shape)}")
 

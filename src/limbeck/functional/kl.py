@@ -26,12 +26,13 @@ from limbeck.functional._check import (
 def _log_softmaxes(logits: Tensor, target_logits: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     dtype = widest(logits, target_logits)
     return (
-        torch.log_softmax(_tempered(logits.to(dtype), temperature), -1),
-        torch.log_softmax(_tempered(target_logits.to(dtype), temperature), -1),
+        torch.log_softmax(tempered(logits.to(dtype), temperature), -1),
+        torch.log_softmax(tempered(target_logits.to(dtype), temperature), -1),
     )
 
 
-def _tempered(x: Tensor, temperature: float | Tensor) -> Tensor:
+def tempered(x: Tensor, temperature: float | Tensor) -> Tensor:
+    """Logits over temperature."""
     if not isinstance(temperature, Tensor):
         return x if temperature == 1 else x / temperature
     # A temperature that learns would meet 0 * inf at a masked class in the backward pass.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from limbeck.functional._check import check_integer_labels, check_positive
 
-# float32 prior, float64 pending sums and increment
-BYTES_PER_ENTRY = 4 + 8 + 8
+# float32 prior, its powers that GKL keeps, float64 pending sums, and with ranks their increment
+BYTES_PER_ENTRY = 4 + 4 + 8 + 8
 
 
 class PriorStatus(NamedTuple):
@@ -33,7 +33,7 @@ class ClassPrior(nn.Module):
     `pending`. So a checkpoint written after `synchronize()` is whole, and a broadcast of rank 0's buffers does no harm.
 
     Args:
-        num_classes: C >= 1. The tables take 20 C^2 bytes, checked against the free memory before they are made.
+        num_classes: C >= 1. The tables take up to 24 C^2 bytes, checked against the free memory before they are made.
         temperature: tau > 0 of the softmax ("T2", "T" or "tau" in the papers and their code).
         momentum: in (0, 1]; a refreshed row is momentum * new + (1 - momentum) * old.
         process_group: of the sum over ranks; the default group if torch.distributed runs.
@@ -90,9 +90,11 @@ class ClassPrior(nn.Module):
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         self.register_buffer("refreshes", torch.zeros((), dtype=torch.int64))
         self._increment: tuple[Tensor, Tensor] | None = None
+        self.revision = 0  # changes with the table, so that what is derived from it can be kept
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassPrior:
         """Follow the module to another device, but to no other dtype: half sums would lose their small addends."""
+        self.revision += 1
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
@@ -105,6 +107,8 @@ class ClassPrior(nn.Module):
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Add softmax(logits / temperature) to the sums of the labels' classes.
 
+        A sample whose logits are not finite (NaN, +inf) is left out: it would spoil its class for good.
+
         Args:
             logits: (N, C), any floating dtype.
             labels: integers (N,), or soft labels (N, C), as mixup gives, which spread a sample over classes.
@@ -113,6 +117,8 @@ class ClassPrior(nn.Module):
             raise ValueError(f"`logits` expected the shape (N, {self.num_classes}), got {tuple(logits.shape)}")
         with torch.autocast(logits.device.type, enabled=False):
             probabilities = torch.softmax(logits.double() / self.temperature, -1).to(self.pending.device)
+            usable = probabilities.isfinite().all(-1)
+            probabilities.masked_fill_(~usable.unsqueeze(-1), 0.0)
             sums, counts = self._accumulators()
             if labels.is_floating_point():
                 if labels.shape != logits.shape:
@@ -120,12 +126,12 @@ class ClassPrior(nn.Module):
                     raise ValueError(f"soft `labels` expected the shape {expected}, got {tuple(labels.shape)}")
                 soft = labels.double().to(sums.device)
                 sums.addmm_(soft.t(), probabilities)
-                counts += soft.sum(0)
+                counts += (soft * usable.unsqueeze(-1)).sum(0)
             else:
                 check_integer_labels(labels, logits.shape[:1], self.num_classes)
-                labels = labels.to(sums.device)
+                labels = labels.to(sums.device, torch.int64)
                 sums.index_add_(0, labels, probabilities)
-                counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+                counts.index_add_(0, labels, usable.double())
 
     def _accumulators(self) -> tuple[Tensor, Tensor]:
         """Return what `observe` adds to: a local increment where there are ranks, else `pending` itself."""
@@ -149,13 +155,15 @@ class ClassPrior(nn.Module):
     def refresh(self) -> None:
         """Make the pending means the prior, and start anew. Collective. A class without samples keeps its row."""
         self.synchronize()
-        observed = self.counts > 0
-        means = self.pending / self.counts.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-1)
+        observed = (self.counts > 0).unsqueeze(-1)
+        means = self.pending.div_(self.counts.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-1))
         if self.momentum != 1:
-            means = self.momentum * means + (1 - self.momentum) * self.prior.double()
-        self.prior.copy_(torch.where(observed.unsqueeze(-1), means, self.prior.double()))
-        self.seen |= observed
+            means.mul_(self.momentum).add_(self.prior, alpha=1 - self.momentum)
+        # In place, since another table of this size may not fit: 0 + mean where observed, row + 0 elsewhere.
+        self.prior.mul_(~observed).add_(means.mul_(observed))
+        self.seen |= observed.squeeze(-1)
         self.refreshes += 1
+        self.revision += 1
         self.pending.zero_()
         self.counts.zero_()
 
@@ -166,6 +174,11 @@ class ClassPrior(nn.Module):
         for buffer in (self.pending, self.counts, self.seen, self.refreshes):
             buffer.zero_()
         self._increment = None
+        self.revision += 1
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.revision += 1
+        super()._load_from_state_dict(*args)
 
     def status(self) -> PriorStatus:
         """Return classes ever taken into the prior, the number of classes, and refreshes done (waits for a device)."""

@@ -18,7 +18,7 @@ from limbeck.losses.presets import PresetName, preset_options
 
 Prior = Literal["class", "sample"]
 FORWARDS_BEFORE_WARNING = 100
-OBSERVATIONS_BEFORE_WARNING = 20_000
+CALLS_BEFORE_WARNING = 20_000
 
 
 class ClassWiseLoss(DivergenceLoss):
@@ -66,7 +66,7 @@ class ClassWiseLoss(DivergenceLoss):
             return
         self.prior.observe(target_logits, labels)
         self._observations += 1
-        if self._observations == OBSERVATIONS_BEFORE_WARNING and int(self.prior.refreshes) == 0:
+        if self._observations == CALLS_BEFORE_WARNING and int(self.prior.refreshes) == 0:
             _warn_uniform(f"was fed {self._observations} times and never refreshed", "loss.refresh() after each epoch")
 
     def synchronize(self) -> None:
@@ -238,9 +238,10 @@ class GKLLoss(ClassWiseLoss):
         self.weight_power = weight_power
         self.ramp_epochs = ramp_epochs
         self.normalizer = normalizer
+        self._forwards = 0
         self.epoch: Tensor
-        self.register_buffer("epoch", torch.ones(()))
-        self._cached: tuple[Tensor, int, Tensor] | None = None  # of which table, at which version
+        self.register_buffer("epoch", torch.ones((), dtype=torch.int64))
+        self._cached: tuple[tuple[int, int, float], Tensor] | None = None
 
     @classmethod
     def preset(cls, name: PresetName, num_classes: int | None = None) -> GKLLoss:
@@ -254,6 +255,8 @@ class GKLLoss(ClassWiseLoss):
             >>> GKLLoss.preset("long-tailed", num_classes=1000).weight_power
             0.3
         """
+        if cls is not GKLLoss:
+            raise TypeError(f"presets are options of GKL: expected `GKLLoss.preset`, got `{cls.__name__}.preset`")
         return GKLLoss(num_classes, **preset_options(name))
 
     def forward(
@@ -276,7 +279,7 @@ class GKLLoss(ClassWiseLoss):
             rows, power = self._sample_rows(target_logits)
         else:
             labels = self._check_call(prior, logits, labels)
-            rows, power = self._table(prior.prior, labels)
+            rows, power = self._table(prior, labels)
         value = functional.gkl_divergence(
             logits,
             target_logits,
@@ -290,7 +293,19 @@ class GKLLoss(ClassWiseLoss):
             mask=mask,
             reduction=self.reduction,
         )
-        return value * (self.epoch / self.ramp_epochs).clamp_max(1.0) if self.ramp_epochs else value
+        return self._ramped(value) if self.ramp_epochs else value
+
+    def _ramped(self, value: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self._forwards += 1
+            if self._forwards == CALLS_BEFORE_WARNING and int(self.epoch) == 1:
+                warnings.warn(
+                    f"the loss was called {self._forwards} times and `ramp_epochs={self.ramp_epochs}` still multiplies "
+                    "it by its first step: call loss.refresh() after each epoch",
+                    UserWarning,
+                    stacklevel=4,
+                )
+        return value * (self.epoch / self.ramp_epochs).clamp_max(1.0)
 
     def _sample_rows(self, target_logits: Tensor) -> tuple[Tensor, float]:
         """Return softmaxes of the target and the power still to be applied to them."""
@@ -299,15 +314,17 @@ class GKLLoss(ClassWiseLoss):
             return torch.softmax(scores, -1), self.weight_power
         return torch.log_softmax(scores, -1).mul_(self.weight_power).exp_(), 1.0  # pow() is three times slower
 
-    def _table(self, table: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    def _table(self, prior: ClassPrior, labels: Tensor) -> tuple[Tensor, float]:
         """Return the class prior, powered once per refresh where that can be, and the power still to be applied."""
         # Powers of soft mixtures are not mixtures of powers, and a compiled graph holds no cache.
         if self.weight_power == 1 or labels.is_floating_point() or torch.compiler.is_compiling():
-            return table, self.weight_power
-        cached, version = self._cached, table._version
-        if cached is None or cached[0] is not table or cached[1] != version:
-            cached = self._cached = (table, version, table.detach().pow(self.weight_power))
-        return cached[2], 1.0
+            return prior.prior, self.weight_power
+        table = prior.prior
+        version = 0 if table.is_inference() else table._version  # in-place changes by others than the prior itself
+        key = (prior.revision, version, self.weight_power)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, table.detach().pow(self.weight_power))
+        return self._cached[1], 1.0
 
     def refresh(self) -> None:
         """End an epoch: what was observed becomes the prior, and the ramp goes one step on. Collective."""

@@ -83,13 +83,14 @@ _CONVENTIONS: dict[str, _Convention] = {
             "beta": ("mse_weight", None),
             "T2": ("prior_temperature", 1.0),
             "temperature": ("temperature", 1.0),
+            "GI": ("prior", False),
         },
     ),
 }
 
 
 class Translation(NamedTuple):
-    """A loss of ours and its options: `GKLLoss(num_classes, **translation.options)`."""
+    """A loss of ours and its options: `GKLLoss(num_classes, **options)`, or `IKLLoss` where `loss` is "ikl"."""
 
     loss: Literal["ikl", "gkl"]
     options: dict[str, Any]
@@ -135,16 +136,17 @@ def translate(code_base: CodeBase, settings: Mapping[str, float | bool]) -> Tran
             options[ours] = int(value or 0) if ours == "ramp_epochs" else float(value or 0)
     if options.get("ramp_epochs") == 1:
         options["ramp_epochs"] = 0  # min(epoch / 1, 1) is no ramp
-    if code_base == "semi-supervised":
-        options["prior"] = "sample"
-        if options["temperature"] != 1:
-            raise ValueError("`temperature` of 'semi-supervised' divides the target alone: only 1 has a counterpart")
+    if code_base == "semi-supervised" and options["temperature"] != 1:
+        raise ValueError("`temperature` of 'semi-supervised' divides the target alone: only 1 has a counterpart")
     return Translation(convention.loss, options)
 
 
 def _check_names(code_base: str, convention: _Convention, settings: Mapping[str, float | bool]) -> None:
     if code_base == "adversarial-v1" and "gamma" in settings:
         raise ValueError("`gamma` of 'adversarial-v1' weighs the AutoAugment view's term; it is no option of the loss")
+    for name, value in settings.items():
+        if not isinstance(value, (bool, int, float)) or (name == "WARMUP" and value != int(value)):
+            raise ValueError(f"`settings` expected a number for {name!r} (whole epochs for 'WARMUP'), got {value!r}")
     unknown = [name for name in settings if name not in convention.names]
     if unknown:
         raise ValueError(f"`settings` of {code_base!r} expected {', '.join(convention.names)}, got {unknown[0]!r}")
