@@ -9,14 +9,19 @@ import pytest
 from engine_runs import STEPS, recipe, student_recipe
 from rich.console import Console
 
+from limbeck import listings
 from limbeck.engine.compare import compare
 from limbeck.engine.fit import fit
 from limbeck.engine.progress import PlainReporter, RichReporter, open_reporter
 
 
-def terminal() -> tuple[Console, io.StringIO]:
+def terminal(width: int = 160) -> tuple[Console, io.StringIO]:
     stream = io.StringIO()
-    return Console(file=stream, force_terminal=True, width=160), stream
+    return Console(file=stream, force_terminal=True, width=width), stream
+
+
+def shown_on(stream: io.StringIO) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).replace("\r", "").splitlines()
 
 
 @pytest.fixture
@@ -56,13 +61,40 @@ def test_lines_of_a_comparison_are_one_per_run(rows, tmp_path):
 def test_bars_show_the_comparison_and_the_run(rows, tmp_path):
     console, stream = terminal()
     compare(rows, tmp_path / "c", seeds=1, reporter=RichReporter(console))
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
-    last = shown.splitlines()[-2:]
+    last = shown_on(stream)[-2:]
     assert "rows" in last[0]
     assert "3/3" in last[0]
     assert "both, setting 1, seed 0" in last[1]
     assert "7/7" in last[1]
     assert "images/s" in last[1]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_narrow_bars_give_up_words_but_neither_times_nor_bar(width):
+    console, stream = terminal(width)
+    line = {"epoch": 7, "train": {"loss": 0.123, "top1": 0.9}, "validation": {"top1": 0.9}}
+    with RichReporter(console) as reporter:
+        reporter.begin_plan("A student of 64 units with twenty labels per class of handwritten digits", runs=60, done=3)
+        reporter.begin_run("gkl, setting 1, seed 10", steps=1200, done=0)
+        reporter.epoch(line, 20)
+        reporter.step(1200, 10**7)
+        reporter.end_run({})
+    plan, run = shown_on(stream)[-2:]
+    assert re.search(r"━{10,} +4/60 +\d:\d\d:\d\d [\d:]+ left$", plan.rstrip())
+    assert re.search(r"━{10,} 1200/1200 epoch 7/20.* \d:\d\d:\d\d 0:00:00 left$", run.rstrip())
+    assert "…" not in run
+    assert ("validation 90.0 %" in run) == (width == 120)
+    assert "images/s" not in run
+
+
+def test_a_terminal_is_told_that_torch_is_loaded(monkeypatch):
+    for is_terminal in (True, False):
+        stream = io.StringIO()
+        console = Console(file=stream, force_terminal=is_terminal, width=80)
+        monkeypatch.setattr(listings, "Console", lambda *, stderr, console=console: console)
+        with listings.loading():
+            pass
+        assert ("loading torch…" in stream.getvalue()) == is_terminal
 
 
 def test_bars_give_the_terminal_back_however_the_run_ends(tmp_path):

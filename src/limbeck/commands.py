@@ -83,9 +83,11 @@ def train(
     options = load_recipe(recipe, overrides or ())
     check_teachers(options)
     folder = run or default_folder(recipe)
-    from limbeck.engine.fit import fit
-    from limbeck.engine.progress import open_reporter
-    from limbeck.listings import print_results
+    from limbeck.listings import loading, print_results
+
+    with loading():
+        from limbeck.engine.fit import fit
+        from limbeck.engine.progress import open_reporter
 
     print_results(fit(options, folder, resume=resume, reporter=open_reporter()), folder)
 
@@ -96,8 +98,10 @@ def evaluate(
     which: Annotated[Weights, typer.Option(help="Which weights.")] = Weights.last,
 ) -> None:
     """Compute a run's metrics again from its weights."""
-    from limbeck.engine.evaluate import evaluate as evaluate_run
-    from limbeck.listings import print_metrics
+    from limbeck.listings import loading, print_metrics
+
+    with loading():
+        from limbeck.engine.evaluate import evaluate as evaluate_run
 
     print_metrics(evaluate_run(run, which=which.value), which.value)
 

@@ -27,6 +27,6 @@ def run_demo(folder: Path, seeds: int) -> None:
     for name, recipe in PARTS.items():
         compare_and_show(load_recipe(recipe), folder / name, rows=None, seeds=seeds)
     say(
-        f"\nThe demo took {time.monotonic() - start:.0f} s. It goes on where it stopped: more seeds are "
-        f"limbeck demo --seeds {2 * seeds} --folder {folder}"
+        f"\nThe demo took {time.monotonic() - start:.0f} s. It goes on where it stopped; for more seeds:\n"
+        f"    limbeck demo --seeds {2 * seeds} --folder {folder}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -13,7 +14,7 @@ from limbeck.config_files import dump, find_recipe, load_recipe, read_header, re
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from rich.console import RenderableType
@@ -32,6 +33,14 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, numbers
 def say(text: str) -> None:
     """Print a line as it is: no markup, no colours for numbers, no wrapping, so that paths can be copied."""
     Console(markup=False, highlight=False, soft_wrap=True).print(text)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show in a terminal that torch is being imported, which takes seconds."""
+    console = Console(stderr=True)
+    with console.status("loading torch…") if console.is_terminal else nullcontext():
+        yield
 
 
 def print_rich(content: RenderableType) -> None:

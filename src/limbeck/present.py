@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from limbeck.errors import UserError, install
-from limbeck.listings import print_rich, say
+from limbeck.listings import loading, print_rich, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +27,10 @@ def compare_and_show(recipe: Recipe, folder: Path, *, rows: Sequence[str] | None
     """
     from limbeck.analysis.comparison import summarise
     from limbeck.analysis.tables import rich_table
-    from limbeck.engine.compare import compare
-    from limbeck.engine.progress import open_reporter
+
+    with loading():
+        from limbeck.engine.compare import compare
+        from limbeck.engine.progress import open_reporter
 
     start = time.monotonic()
     finished = _finished(folder)

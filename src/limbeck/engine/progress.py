@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 REFRESH_SECONDS = 0.25
+MIN_BAR = 10  # columns of a terminal
+TIMES = len("0:00:00 0:00:00 left")  # elapsed and left
+DROPPED_FIRST = ("speed", "loss", "train", "validation", "epoch")  # where a line has no room for all
 
 
 class Reporter:
@@ -84,10 +87,27 @@ def describe_epoch(line: Mapping[str, Any]) -> str:
     >>> describe_epoch({"train": {"loss": 0.5, "top1": 0.875}, "validation": None})
     'loss 0.500, train 87.5 %'
     """
-    words = [f"loss {line['train']['loss']:.3f}", f"train {line['train']['top1']:.1%}"]
-    if line["validation"]:
-        words.append(f"validation {line['validation']['top1']:.1%}")
-    return ", ".join(words).replace("%", " %")
+    return ", ".join(_epoch_words(line).values())
+
+
+def _epoch_words(line: Mapping[str, Any]) -> dict[str, str]:
+    train, validation = line["train"], line["validation"]
+    words = {"loss": f"loss {train['loss']:.3f}", "train": f"train {100 * train['top1']:.1f} %"}
+    return words | ({"validation": f"validation {100 * validation['top1']:.1f} %"} if validation else {})
+
+
+def fit_words(words: Mapping[str, str], room: int) -> str:
+    """Return words side by side, less those that find no room; `DROPPED_FIRST` says which go.
+
+    >>> fit_words({"epoch": "epoch 3/9", "loss": "loss 0.500", "speed": "900 images/s"}, 24)
+    'epoch 3/9, loss 0.500'
+    """
+    kept = dict(words)
+    for name in DROPPED_FIRST:
+        if len(", ".join(kept.values())) <= room:
+            break
+        kept.pop(name, None)
+    return ", ".join(kept.values())
 
 
 class PlainReporter(Reporter):
@@ -146,16 +166,18 @@ class RichReporter(Reporter):
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the words leave, MIN_BAR at least
             MofNCompleteColumn(),
             TextColumn("{task.fields[info]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             console=console,
             refresh_per_second=1 / REFRESH_SECONDS,
+            expand=True,
         )
         self._plan: _Speed | None = None
         self._plan_task: TaskID | None = None
@@ -174,7 +196,7 @@ class RichReporter(Reporter):
         """Start the bar of the plan."""
         self._progress.start()
         self._plan = _Speed(runs, done)
-        self._plan_task = self._progress.add_task(title, total=runs, completed=done, info="", left="")
+        self._plan_task = self._progress.add_task(self._cut(title), total=runs, completed=done, info="", left="")
 
     def begin_run(self, title: str, *, steps: int, done: int) -> None:
         """Start the bar of the run in the place of the one before."""
@@ -182,8 +204,8 @@ class RichReporter(Reporter):
         if self._run_task is not None:
             self._progress.remove_task(self._run_task)
         self._run = _Speed(steps, done)
-        self._info = ""
-        self._run_task = self._progress.add_task(title, total=steps, completed=done, info="", left="")
+        self._words: dict[str, str] = {}
+        self._run_task = self._progress.add_task(self._cut(title), total=steps, completed=done, info="", left="")
 
     def step(self, step: int, samples: int) -> None:
         """Count, and draw now and then."""
@@ -193,14 +215,28 @@ class RichReporter(Reporter):
             self._shown = now
             self._draw()
 
+    def _cut(self, title: str) -> str:
+        """Return a title that leaves two thirds of the line to bar, numbers and times."""
+        room = max(self._progress.console.width // 3, 8)
+        return title if len(title) <= room else f"{title[: room - 1]}…"
+
+    def _room(self) -> int:
+        """Return the columns that are left to words between the counts and the times."""
+        tasks = self._progress.tasks
+        titles = max(len(task.description) for task in tasks)
+        counts = max(2 * len(str(task.total)) + 1 for task in tasks)
+        gaps = 5  # between six columns
+        return self._progress.console.width - titles - MIN_BAR - counts - TIMES - gaps
+
     def _draw(self) -> None:
-        info = f"{self._run.per_second():,.0f} images/s {self._info}"
+        speed = {"speed": f"{self._run.per_second():,.0f} images/s"}
+        info = fit_words(self._words | speed, self._room())
         if self._run_task is not None:
             self._progress.update(self._run_task, completed=self._run.now, info=info, left=f"{self._run.left()} left")
 
     def epoch(self, line: Mapping[str, Any], epochs: int) -> None:
         """Show the epoch's losses and accuracies beside the bar."""
-        self._info = f"epoch {line['epoch']}/{epochs}: {describe_epoch(line)}"
+        self._words = {"epoch": f"epoch {line['epoch']}/{epochs}", **_epoch_words(line)}
 
     def end_run(self, results: Mapping[str, Any]) -> None:
         """Draw the bar full and move the plan's."""
