@@ -9,7 +9,7 @@ from fake_runs import LONG_TAILED, demo_like, fake_run
 
 from limbeck.analysis import convergence, curves, differences, margins, per_class, predicted_scores, prior
 from limbeck.analysis.comparison import summarise
-from limbeck.analysis.pictures import _short_names, draw_comparison, draw_run
+from limbeck.analysis.pictures import _predictions, _short_names, draw_comparison, draw_run
 from limbeck.analysis.run_files import read_run
 from limbeck.analysis.style import COLOURS, new_figure, styled
 from limbeck.errors import UserError
@@ -67,11 +67,14 @@ def test_curves_of_a_run_without_an_epoch_are_refused(tmp_path):
         curves.compute({"kl": [read_run(run)]})
 
 
-def test_rows_that_coincide_stay_visible(rows, axes):
-    curves.draw(curves.compute({"kl": rows["kl"], "dkl": rows["kl"]}), axes)
-    first, second = axes.lines[:2]
-    assert (first.get_color(), first.get_linestyle()) != (second.get_color(), second.get_linestyle())
-    assert second.get_linestyle() != "-"
+@pytest.mark.parametrize("picture", [curves, convergence, predicted_scores])
+def test_rows_that_coincide_share_a_line_and_a_label(rows, axes, picture):
+    twins = {"kl": rows["kl"], "dkl": rows["kl"], "gkl": rows["gkl"]}
+    picture.draw(picture.compute(twins), axes)
+    drawn = {line.get_label(): line for line in axes.lines}
+    assert "kl = dkl" in drawn
+    assert not {"kl", "dkl"} & drawn.keys()
+    assert drawn["gkl"].get_color() == COLOURS[2]  # as in the pictures in which all three stand apart
 
 
 def test_classes_stand_from_most_to_fewest_training_images(tmp_path, axes):
@@ -106,11 +109,16 @@ def test_predicted_scores_are_sorted_and_sum_to_one(rows, axes):
     assert predicted_scores.draw(result, axes).get_yscale() == "log"
 
 
-def test_prior_colours_span_the_entries_off_the_diagonal(axes):
+def test_prior_is_in_percent_and_no_two_entries_have_one_colour(axes):
     table = np.array([[0.9, 0.09, 0.01], [0.002, 0.99, 0.008], [0.1, 0.1, 0.8]])
     prior.draw(prior.Prior(table), axes)
     (image,) = axes.images
-    assert (image.norm.vmin, image.norm.vmax) == pytest.approx((0.002, 0.1))
+    assert (image.norm.vmin, image.norm.vmax) == pytest.approx((0.2, 99))
+    colours = sorted(np.asarray(image.norm(100 * np.unique(table))))
+    assert np.diff(colours).min() > 0.01
+    bar = image.colorbar
+    assert "percent" in bar.ax.get_ylabel()
+    assert [text.get_text() for text in bar.ax.get_yticklabels()] == ["1", "10", "50", "90", "99"]
     assert [text.get_text() for text in axes.texts[:3]] == ["90", "9.0", "1.0"]
 
 
@@ -123,6 +131,13 @@ def test_prior_with_zeros_uniform_or_of_one_class_is_drawn(axes):
 def test_run_without_a_class_prior_says_which_terms_keep_one(tmp_path):
     with pytest.raises(UserError, match="`prior: class`"):
         prior.compute(read_run(fake_run(tmp_path / "run", distill=False)))
+
+
+def test_prior_of_the_last_row_that_has_one_is_shown(rows, tmp_path):
+    bare = [read_run(fake_run(tmp_path / "run", distill=False, counts=LONG_TAILED))]
+    with styled():
+        shown = list(_predictions({**rows, "ce": bare}, None))[-1]
+    assert shown.title == "Class prior of gkl"
 
 
 def test_convergence_keeps_the_place_of_rows_without_a_teacher(rows, tmp_path, axes):

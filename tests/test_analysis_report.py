@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -53,6 +55,21 @@ def test_report_refers_to_nothing_outside_itself(folder, page):
     assert len(page.references) == 7
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
     assert not re.search(r"https?://|@import|url\(|<script|<link", text)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+def test_every_column_is_seen_in_a_window_of_1000_pixels(folder, tmp_path):
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "tail, %" in page
+    measure = (
+        "<script>const box = document.querySelector('.wide');"
+        "document.title = `${window.innerWidth} ${box.scrollWidth - box.clientWidth}`</script></body>"
+    )
+    (tmp_path / "page.html").write_text(page.replace("</body>", measure), encoding="utf-8")
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    words = [*browser, "--window-size=1000,800", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert re.search("<title>(.*?)</title>", done.stdout).group(1) == "1000 0"
 
 
 def test_pictures_in_the_page_are_those_beside_it(folder, page):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import limbeck.engine.fit
+from limbeck import listings
 from limbeck.cli import main
 from limbeck.errors import Interrupted
 
@@ -265,6 +266,19 @@ def test_evaluate_prints_what_the_run_found(limbeck_says, teacher):
     assert code == 0
     (line,) = (line for line in output.splitlines() if "test" in line)
     assert f"{100 * top1:.2f}" in line
+
+
+def test_the_widest_table_of_metrics_fits_into_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    values = {"top1": 1.0, "top5": 1.0, "nll": 12.345, "ece": 1.0, "agreement": 1.0, "samples": 1000}
+    weights = {"epoch": 100, "validation": values, "test": values}
+    teachers = [{"validation": values, "test": values}]
+    results = {"last": weights, "best": weights, "ema": weights, "teachers": teachers, "epochs": 1, "train_seconds": 1}
+    listings.print_results(results, Path("runs/a"))
+    header, _, *lines, _ = capsys.readouterr().out.strip().splitlines()
+    titles = ["weights", "split", "top-1, %", "top-5, %", "NLL, nats", "ECE, %", "agreement, %", "n"]
+    assert header.split() == " ".join(titles).split()
+    assert len(lines) == 8
 
 
 def test_compare_trains_what_is_missing_and_prints_the_table(limbeck_says, teacher, tmp_path):

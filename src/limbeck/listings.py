@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> None:
-    """Print a plain table; with `numbers`, all columns but the first are right-aligned."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    """Print a plain table; with `numbers`, all columns but the first are right-aligned, all of them narrow."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=not numbers, padding=(0, 0 if numbers else 1, 0, 0))
     for position, title in enumerate(titles):
         table.add_column(title, justify="right" if numbers and position else "left", no_wrap=not position)
     for row in rows:
@@ -122,7 +122,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Print a finished run: its metrics per set of weights and split, and its folder."""
     measured = [
         (
-            f"{weights} (epoch {results[weights]['epoch']})" if weights == "best" else weights,
+            f"{weights}, epoch {results[weights]['epoch']}" if weights == "best" else weights,
             split,
             results[weights][split],
         )
@@ -153,7 +153,7 @@ def _print_metrics(measured: Sequence[tuple[str, str, Mapping[str, float | None]
         "nll": ("NLL, nats", 1, 3),
         "ece": ("ECE, %", 100, 2),
         "agreement": ("agreement, %", 100, 2),
-        "samples": ("images", 1, 0),
+        "samples": ("n", 1, 0),
     }
     shown = {key: column for key, column in columns.items() if any(key in values for *_, values in measured)}
     rows = [

@@ -72,7 +72,7 @@ class Comparison:
     """What `summarise` found. `baseline` is None when that row has no finished run; `images` counts the splits.
 
     `missing` names the runs without results, relative to the folder; `seconds` is wall-clock time as the engine
-    took it down.
+    took it down; `vary_split` says that each seed has its own split and teachers.
     """
 
     folder: Path
@@ -87,6 +87,7 @@ class Comparison:
     class_counts: tuple[int, ...]
     epochs: int
     seconds: Mapping[str, float]
+    vary_split: bool
 
     def row(self, name: str) -> Row:
         """Return the row called `name`; KeyError when there is none."""
@@ -131,6 +132,7 @@ def summarise(folder: Path) -> Comparison:
         class_counts=_class_counts(any_run),
         epochs=int(any_run.metric("epochs") or 0),
         seconds=plan.seconds,
+        vary_split=plan.vary_split,
     )
 
 
@@ -159,6 +161,7 @@ class _Plan:
     equal: list[tuple[str, str]]
     teachers: list[str]
     seconds: dict[str, float]
+    vary_split: bool
 
 
 def _plan(path: Path) -> _Plan:
@@ -178,6 +181,7 @@ def _plan(path: Path) -> _Plan:
             equal=[(str(a), str(b)) for a, b in content["equal_by_theory"]],
             teachers=[str(teacher) for teacher in content["teachers"]],
             seconds={str(name): float(seconds) for name, seconds in content["seconds"].items()},
+            vary_split=bool(content["vary_split"]),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: damaged or of another version ({error!r}); {WAY_OUT}") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.analysis.style import epoch_axis, look
+from limbeck.analysis.style import APART, epoch_axis, joined, look
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,11 +41,12 @@ def compute(rows: Mapping[str, Sequence[Run]]) -> Convergence:
 
 def draw(result: Convergence, axes: Axes, quarter: int = 0) -> Axes:
     """Draw the accuracy of one quarter of the samples over the epochs, the mean over the runs of each row."""
-    for index, (name, values) in enumerate(result.rows.items()):
-        if values is None:
-            continue
-        means = values[..., quarter].mean(0)
-        axes.plot(np.arange(1, len(means) + 1), means, label=name, **look(index))
+    known = {name: values.mean(0) for name, values in result.rows.items() if values is not None}
+    labels = joined(known, 100 * APART)  # on all quarters: they have one legend
+    for index, name in enumerate(result.rows):
+        if name in labels:
+            means = known[name][:, quarter]
+            axes.plot(np.arange(1, len(means) + 1), means, label=labels[name], **look(index))
     epoch_axis(axes)
     axes.set_ylabel("accuracy, %")
     low, high = axes.get_ylim()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from limbeck.analysis.style import TEACHER, epoch_axis, look
+from limbeck.analysis.style import APART, TEACHER, epoch_axis, joined, look
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,10 +56,14 @@ def compute(rows: Mapping[str, Sequence[Run]]) -> Curves:
 
 
 def draw(result: Curves, axes: Axes, quantity: Quantity = "top1") -> Axes:
-    """Draw one quantity: the mean over the runs of a row as a line, their range as a band."""
+    """Draw one quantity: the mean over the runs of a row as a line, their range as a band; rows may share a line."""
+    means = {name: curve.values[quantity].mean(0) for name, curve in result.rows.items()}
+    labels = joined(means, APART * float(np.ptp(np.concatenate(list(means.values())))))
     for index, (name, curve) in enumerate(result.rows.items()):
+        if name not in labels:
+            continue
         values, style = curve.values[quantity], look(index)
-        axes.plot(curve.epochs, values.mean(0), label=name, **style)
+        axes.plot(curve.epochs, means[name], label=labels[name], **style)
         if len(values) > 1:
             axes.fill_between(curve.epochs, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
     if quantity == "top1" and result.teacher is not None:

@@ -165,14 +165,14 @@ def _predictions(rows: Rows, baseline: str | None) -> Iterator[Picture]:
         "The nearer a line is to the teacher's, the more of what it knows of the other classes has come over."
     )
     yield Picture("predicted_scores", title, caption, png(figure))
-    with_prior = [(name, run) for name, runs in rows.items() for run in runs if run.test_scores.prior is not None]
+    with_prior = [(name, runs[0]) for name, runs in rows.items() if runs[0].test_scores.prior is not None]
     if with_prior:
-        name, run = with_prior[0]
+        name, run = with_prior[-1]  # rows go from the plain losses to the general one
         figure, (axes,) = new_figure(5.4)
         prior.draw(prior.compute(run), axes).set_title(title := f"Class prior of {name}")
         caption = (
-            "Mean probability vector of each class, which weights the pairs of logits. Numbers are percentages; the "
-            "colours span the entries off the diagonal, so that the classes held for alike stand out."
+            "Mean probability vector of each class, in percent, which weights the pairs of logits. The colours follow "
+            "the logit, so that both the classes held for alike and the entries of the diagonal differ."
         )
         yield Picture("prior", title, caption, png(figure))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.analysis.style import TEACHER, look
+from limbeck.analysis.style import APART, TEACHER, joined, look
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,12 +47,16 @@ def draw(result: PredictedScores, axes: Axes) -> Axes:
         low, middle, high = np.nanquantile(result.teacher, [0.25, 0.5, 0.75], axis=0)
         axes.fill_between(ranks, low, high, color=TEACHER, alpha=0.15, linewidth=0, label="teacher, middle half")
         axes.plot(ranks, middle, color=TEACHER, linewidth=3, alpha=0.7, label="teacher")
-    for index, (name, scores) in enumerate(result.rows.items()):
-        axes.plot(np.arange(1, scores.shape[1] + 1), np.nanmedian(scores, axis=0), label=name, **look(index))
+    medians = {name: np.nanmedian(scores, axis=0) for name, scores in result.rows.items()}
+    logarithms = {name: np.log(np.maximum(median, np.finfo(np.float64).tiny)) for name, median in medians.items()}
+    labels = joined(logarithms, APART * float(np.ptp(np.stack(list(logarithms.values())))))
+    for index, (name, median) in enumerate(medians.items()):
+        if name in labels:
+            axes.plot(np.arange(1, len(median) + 1), median, label=labels[name], **look(index))
     axes.set_yscale("log")
     axes.set_xlabel("rank of the score among the classes (1: the largest)")
     axes.set_ylabel("class-mean score, median over classes")
-    classes = scores.shape[1]
+    classes = len(median)
     axes.set_xticks(range(1, classes + 1, -(-classes // 20)))
     axes.legend(ncols=2)
     return axes

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from limbeck.analysis.run_files import Array, Run
 
-FLOOR = 1e-6
-"""Probabilities below are drawn as this one: they are noise, and 0 has no logarithm."""
+FLOOR = 0.01
+"""Percentages below, or as near to 100, are drawn as this one: they are noise, and 0 and 100 have no logit."""
+
+TICKS = (0.01, 0.1, 1, 10, 50, 90, 99, 99.9)
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,26 @@ def compute(run: Run) -> Prior:
 
 
 def draw(result: Prior, axes: Axes) -> Axes:
-    """Draw the table in logarithmic colour, so that the small entries off the diagonal show; numbers up to 12 classes.
+    """Draw the table in percent, as numbers up to 12 classes.
 
-    The colours span the entries off the diagonal: those on it, near 1, would leave the rest one colour.
+    The colours follow the logit: it tells the small entries off the diagonal apart, and those on it, near 100, too.
     """
-    from matplotlib.colors import LogNorm
+    from matplotlib.colors import FuncNorm
 
-    table = np.maximum(result.table, FLOOR)
-    classes = len(table)
-    others = table[~np.eye(classes, dtype=bool)]
-    low, high = (float(others.min()), float(others.max())) if classes > 1 else (FLOOR, 1.0)
-    image = axes.imshow(table, norm=LogNorm(low, max(high, low * 1.01)), cmap="cividis")
+    percent = np.clip(100 * result.table, FLOOR, 100 - FLOOR)
+    classes = len(percent)
+    low, high = float(percent.min()), float(percent.max())
+    norm = FuncNorm((_logit, _from_logit), vmin=min(low, 0.99 * high), vmax=high)
+    image = axes.imshow(percent, norm=norm, cmap="cividis")
     if classes <= 12:
-        middle = (low * high) ** 0.5
-        for (row, column), value in np.ndenumerate(table):
-            colour = "black" if value > middle else "white"
-            axes.text(column, row, _percent(value), ha="center", va="center", fontsize=7.5, color=colour)
-    bar = axes.figure.colorbar(image, ax=axes, extend="max")
-    bar.set_label("mean probability (logarithmic)")
+        for (row, column), value in np.ndenumerate(100 * result.table):
+            colour = "black" if norm(percent[row, column]) > 0.5 else "white"
+            axes.text(column, row, _short(value), ha="center", va="center", fontsize=7.5, color=colour)
+    bar = axes.figure.colorbar(image, ax=axes)
+    ticks = [tick for tick in TICKS if low <= tick <= high] or [high]
+    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    bar.minorticks_off()
+    bar.set_label("mean probability, percent (logit scale)")
     every = max(1, -(-classes // 20))
     axes.set_xticks(range(0, classes, every))
     axes.set_yticks(range(0, classes, every))
@@ -61,9 +65,19 @@ def draw(result: Prior, axes: Axes) -> Axes:
     return axes
 
 
-def _percent(value: float) -> str:
-    """Return a probability as a percentage without its sign, in four characters at most."""
-    percent = 100 * value
+def _logit(percent: Array) -> Array:
+    inside = np.clip(percent, 1e-9, 100 - 1e-9)  # matplotlib probes the ends of its axis
+    values: Array = np.log(inside / (100 - inside))
+    return values
+
+
+def _from_logit(values: Array) -> Array:
+    percent: Array = 100 / (1 + np.exp(-values))
+    return percent
+
+
+def _short(percent: float) -> str:
+    """Return a percentage without its sign, in four characters at most."""
     if percent >= 10:
         return f"{percent:.0f}"
     return f"{percent:.1f}" if percent >= 0.1 else f"{percent:.2f}".lstrip("0") if percent >= 0.005 else "0"

@@ -24,20 +24,20 @@ STYLE = """
   --bad: #a04000; --shade: #f4f5f7; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --paper: #17191c; --faint: #a0a5ab; --line: #3a3e44;
   --good: #6bbcf0; --bad: #f49a5b; --shade: #212429; } }
-body { margin: 2.5rem auto; padding: 0 1.25rem; max-width: 72rem; background: var(--paper); color: var(--ink);
+body { margin: 2.5rem auto; padding: 0 1rem; max-width: 84rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
 .lead, figcaption, .notes { color: var(--faint); } .notes { font-size: .9rem; padding-left: 1.1rem;
   max-width: 56rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .4rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 thead th { border-bottom-width: 2px; vertical-align: bottom; } .text { text-align: left; }
 .number { white-space: nowrap; } .best td:nth-child(-n+2) { font-weight: 700; } .better { color: var(--good); }
 .worse { color: var(--bad); } .warning { border-left: 4px solid var(--bad); padding: .5rem .8rem;
   background: var(--shade); }
 figure { margin: 0 0 2rem; } figcaption strong { color: var(--ink); }
-figure img { width: 100%; max-width: 700px; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; padding: 6px; box-sizing: border-box; } figcaption { font-size: .9rem; max-width: 700px; }
+figure img { width: 100%; max-width: 1000px; height: auto; background: #fff; border: 1px solid var(--line);
+  border-radius: 6px; padding: 6px; box-sizing: border-box; } figcaption { font-size: .9rem; max-width: 1000px; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 1.2rem; overflow-wrap: anywhere; }
 @media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --faint: #444; --line: #bbb; --good: #00558a;
   --bad: #a04000; --shade: #f4f5f7; } body { margin: 0; max-width: none; font-size: 11px; }

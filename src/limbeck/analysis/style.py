@@ -6,13 +6,17 @@ import io
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from limbeck.errors import missing_extra
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from limbeck.analysis.run_files import Array
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, yellow left out: it is too pale for lines on white."""
@@ -21,6 +25,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (8, 3)), (0, (2, 3)))
 TEACHER = "#555555"
 GRID = "#DDDDDD"
+
+APART = 1e-3
+"""Share of an axis's range within which two lines look like one."""
 
 WIDTH = 7.0
 """Inches of a picture; drawn at 200 dots per inch, so that it is sharp at 700 pixels and its text readable."""
@@ -51,6 +58,27 @@ def look(index: int) -> dict[str, Any]:
 def marker(index: int) -> dict[str, Any]:
     """Return colour and marker of the row at `index`."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def joined(lines: Mapping[str, Array], tolerance: float) -> dict[str, str]:
+    """Return the rows to draw and their labels: a row that runs along an earlier one shares its line.
+
+    Args:
+        lines: what is drawn of each row.
+        tolerance: how far two lines may be apart at any point and still count as one.
+
+    >>> joined({"kl": np.array([1.0, 2.0]), "gkl": np.array([1.0, 3.0]), "dkl": np.array([1.0, 2.0])}, 0.001)
+    {'kl': 'kl = dkl', 'gkl': 'gkl'}
+    """
+    labels: dict[str, str] = {}
+    for name, line in lines.items():
+        for first in labels:
+            if lines[first].shape == line.shape and np.abs(lines[first] - line).max() <= tolerance:
+                labels[first] += f" = {name}"
+                break
+        else:
+            labels[name] = name
+    return labels
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, **layout: Any) -> tuple[Figure, list[Axes]]:

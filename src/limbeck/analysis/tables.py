@@ -64,11 +64,13 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.missing:
         sentences.append(_missing(comparison.missing))
     images = comparison.images
+    reach = "one split for all seeds: the intervals cover the randomness of training, not the choice of images"
+    if comparison.vary_split:
+        reach = "each seed with its own split and teacher: the intervals cover both and the randomness of training"
     sentences.append(
         f"n = {len(comparison.seeds)} {_plural('seed', len(comparison.seeds))} per row, {comparison.epochs} epochs, "
         f"last epoch; ± is the standard deviation over seeds. Images: {images['train']} train, "
-        f"{images['validation']} validation, {images['test']} test, one split for all seeds: the intervals cover "
-        "the randomness of training, not the choice of test images."
+        f"{images['validation']} validation, {images['test']} test, {reach}."
     )
     sentences.append(_settings_tried(comparison))
     if comparison.baseline is not None:
