@@ -119,7 +119,11 @@ def fake_comparison(
                 fake_run(run, top1=top1, validation=validation, seed=seed, counts=counts, losses=terms)
         content["rows"][name] = row
     fake_run(folder / "teacher0", top1=0.975, validation=0.98, counts=counts, distill=False)
-    content |= {"seeds": list(range(len(next(iter(rows.values()))[0]))), "equal_by_theory": list(equal_by_theory)}
+    content |= {
+        "seeds": list(range(len(next(iter(rows.values()))[0]))),
+        "vary_split": False,
+        "equal_by_theory": list(equal_by_theory),
+    }
     write_json(
         folder / "comparison.json", content | {"teachers": ["teacher0"], "seconds": {"teachers": 3, "students": 61}}
     )

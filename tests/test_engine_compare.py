@@ -10,6 +10,7 @@ import pytest
 from engine_runs import STEPS, Hook, assert_same_run, recipe
 
 from limbeck.analysis.comparison import summarise
+from limbeck.analysis.tables import notes
 from limbeck.config_files import dump
 from limbeck.engine import run_folder, teachers
 from limbeck.engine.compare import COMPARISON, compare
@@ -92,6 +93,23 @@ def test_rows_differ_in_their_losses_alone(comparison, tmp_path):
         for row in ("kl", "dkl")
     )
     assert dkl["validation"] == pytest.approx(kl["validation"], rel=1e-3)
+
+
+def test_each_seed_may_have_a_split_and_a_teacher_of_its_own(comparison, tmp_path):
+    varied = comparison.model_copy(update={"compare": comparison.compare.model_copy(update={"vary_split": True})})
+    content = compare(varied, tmp_path / "c", rows=["kl", "dkl"], seeds=2)
+    assert content["teachers"] == ["split0/teacher0", "split1/teacher0"]
+    for seed in (0, 1):
+        results = [run_folder.read_results(tmp_path / "c" / row / f"setting0/seed{seed}") for row in ("kl", "dkl")]
+        teacher = run_folder.read_results(tmp_path / "c" / f"split{seed}/teacher0")
+        assert {result["data"]["split_seed"] for result in [*results, teacher]} == {seed}
+        assert len({result["data_fingerprint"] for result in results}) == 1
+        assert {result["teachers"][0]["test"]["top1"] for result in results} == {teacher["last"]["test"]["top1"]}
+    summary = summarise(tmp_path / "c")
+    assert summary.vary_split
+    assert "each seed with its own split and teacher" in " ".join(notes(summary))
+    again = compare(varied, tmp_path / "c", rows=["kl", "dkl"], seeds=2)
+    assert again == content
 
 
 def test_a_run_of_a_comparison_is_the_run_alone(comparison, tmp_path):

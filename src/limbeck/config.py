@@ -328,6 +328,10 @@ class CompareOptions(Options):
 
     contenders: dict[RowName, Contender] = Field(default_factory=dict, description="Row name -> settings.")
     baseline: str = Field("kl", description="Row that the paired differences are taken to.")
+    vary_split: bool = Field(
+        False,
+        description="Each seed draws its own split and trains its own teachers, so that intervals cover both.",
+    )
     equal_by_theory: tuple[tuple[str, str], ...] = Field((), description="Pairs printed as A/A controls.")
 
     @model_validator(mode="after")
@@ -373,7 +377,7 @@ class Recipe(Options):
                 "`train.batch_size` expected a multiple of `train.accumulate`, "
                 f"got {self.train.batch_size} and {self.train.accumulate}"
             )
-        ramps = any(getattr(term, "ramp_epochs", 0) for term in terms)
+        ramps = any(isinstance(term, (IKLTerm, GKLTerm)) and term.ramp_epochs for term in terms)
         if ramps and self.train.refresh_every != "epoch":
             raise ValueError("`ramp_epochs` counts refreshes, so it expected `train.refresh_every: epoch`")
         return self

@@ -48,7 +48,7 @@ def compare(
     """Train every setting of every row on every seed, after the teachers. Finished runs are kept, others continued.
 
     A seed stands for the student's first weights, the order of the data and its views: they are the same in every
-    row.
+    row. With `vary_split` it also stands for the split of the images and for teachers of its own, kept in `split<s>`.
 
     Args:
         recipe: Its `compare` holds the rows; seeds count from its own `seed`.
@@ -97,7 +97,15 @@ def _seeds(recipe: Recipe, seeds: int) -> list[int]:
 def _train(recipe: Recipe, folder: Path, plan: Sequence[_Run], reporter: Reporter, stop: StopRequest) -> list[Path]:
     """Train what is not finished: the teachers, then the plan. Return the teachers' folders."""
     resources = Resources()  # data, teachers and their logits are read once
-    teachers = train_teachers(recipe, folder, reporter=reporter, stop=stop, resources=resources)
+    recipes = {run.seed: _of_seed(recipe, run.seed) for run in plan}
+    by_seed: dict[int, list[Path]] = {}
+    for seed, seeded in recipes.items():
+        place = folder / f"split{seed}" if recipe.compare.vary_split else folder
+        if recipe.compare.vary_split or not by_seed:
+            by_seed[seed] = train_teachers(seeded, place, reporter=reporter, stop=stop, resources=resources)
+        else:
+            by_seed[seed] = by_seed[plan[0].seed]
+    teachers = list(dict.fromkeys(teacher for runs in by_seed.values() for teacher in runs))
     _describe(recipe, folder, plan, teachers)  # now, so that an unfinished comparison can be looked at
     done = sum((folder / run.folder / run_folder.RESULTS).is_file() for run in plan)
     reporter.begin_plan(recipe.title or str(folder), runs=len(plan), done=done)
@@ -107,16 +115,24 @@ def _train(recipe: Recipe, folder: Path, plan: Sequence[_Run], reporter: Reporte
         settings = recipe.compare.contenders[run.row].settings
         which = f", setting {run.setting}" if len(settings) > 1 else ""
         train_run(
-            recipe.model_copy(update={"losses": settings[run.setting], "seed": run.seed, "compare": CompareOptions()}),
+            recipes[run.seed].model_copy(update={"losses": settings[run.setting], "compare": CompareOptions()}),
             folder / run.folder,
             resume=True,
             reporter=reporter,
             stop=stop,
             resources=resources,
-            teacher_runs=teachers,
+            teacher_runs=by_seed[run.seed],
             title=f"{run.row}{which}, seed {run.seed}",
         )
     return teachers
+
+
+def _of_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe of one seed; the first seed has the recipe's own split, whatever `vary_split` says."""
+    data = recipe.data
+    if recipe.compare.vary_split:
+        data = data.model_copy(update={"split_seed": data.split_seed + seed - recipe.seed})
+    return recipe.model_copy(update={"seed": seed, "data": data})
 
 
 def _describe(recipe: Recipe, folder: Path, plan: Sequence[_Run], teachers: Sequence[Path]) -> dict[str, Any]:
@@ -138,6 +154,7 @@ def _describe(recipe: Recipe, folder: Path, plan: Sequence[_Run], teachers: Sequ
         "rows": rows,
         "seeds": sorted({run.seed for run in plan}),
         "baseline": recipe.compare.baseline,
+        "vary_split": recipe.compare.vary_split,
         "equal_by_theory": [list(pair) for pair in recipe.compare.equal_by_theory if set(pair) <= rows.keys()],
         "teachers": [os.path.relpath(teacher, folder) for teacher in teachers],
         "seconds": {"teachers": _seconds(teachers), "students": _seconds([folder / run.folder for run in plan])},

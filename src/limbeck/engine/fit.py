@@ -175,7 +175,7 @@ def _check_teachers(recipe: Recipe, data: DataBundle, device: torch.device, reso
         if options.run is not None:
             resources.teacher(Path(options.run), data, recipe.data, device)
         else:
-            teacher = load_recipe(str(options.recipe))
+            teacher = _teacher_recipe(str(options.recipe), recipe)
             theirs = resources.data(teacher.data, device)
             refuse_other_shape(theirs.num_classes, theirs.image_shape, data, f"teacher {options.recipe}")
             refuse_seen_test_images(teacher.data, recipe.data, f"teacher {options.recipe}")
@@ -183,6 +183,15 @@ def _check_teachers(recipe: Recipe, data: DataBundle, device: torch.device, reso
 
 def _teachers(recipe: Recipe) -> tuple[TeacherOptions, ...]:
     return recipe.teachers if recipe.task == "distill" else ()
+
+
+def _teacher_recipe(name: str, student: Recipe) -> Recipe:
+    """A teacher's recipe; on the same images it splits them as the student does, or it would see its test images."""
+    teacher = load_recipe(name)
+    if teacher.data.name != student.data.name:
+        return teacher
+    data = teacher.data.model_copy(update={"split_seed": student.data.split_seed})
+    return teacher.model_copy(update={"data": data})
 
 
 def train_teachers(
@@ -198,13 +207,19 @@ def train_teachers(
         if options.run is not None:
             runs.append(Path(options.run))
             continue
-        teacher = load_recipe(str(options.recipe))
+        teacher = _teacher_recipe(str(options.recipe), recipe)
         threads = teacher.train.threads or recipe.train.threads
         train = teacher.train.model_copy(update={"device": recipe.train.device, "threads": threads})
         teacher = teacher.model_copy(update={"train": train})
         run = folder / f"teacher{number}"
         train_run(
-            teacher, run, resume=True, reporter=reporter, stop=stop, resources=resources, title=f"teacher {number}"
+            teacher,
+            run,
+            resume=True,
+            reporter=reporter,
+            stop=stop,
+            resources=resources,
+            title=f"teacher {number}, split {recipe.data.split_seed}",
         )
         runs.append(run)
     return runs
