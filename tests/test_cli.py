@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import limbeck.demo
 import limbeck.engine.fit
 from limbeck import listings
 from limbeck.cli import main
@@ -221,9 +222,11 @@ def test_a_network_beyond_all_memory_is_one_line(limbeck_says):
 
 @pytest.mark.parametrize("words", ["losses", f"recipes {FEW}", "--help"])
 def test_a_reader_that_goes_away_is_no_error(words):
-    code = "import os; os.close(0)"  # the pipe is closed before the first line is written
-    command = f"set -o pipefail; {sys.executable} -m limbeck {words} | {sys.executable} -S -c '{code}'"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "limbeck", *words.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
 
@@ -290,6 +293,15 @@ def test_compare_trains_what_is_missing_and_prints_the_table(limbeck_says, teach
     code, output, _ = limbeck_says("compare", FEW, "--losses", "ce,kl", "--seeds", 1, *given)
     assert code == 0
     assert "All 4 runs were finished already: nothing was trained." in output
+
+
+def test_the_demo_ends_with_the_command_that_goes_on(limbeck_says, monkeypatch, tmp_path):
+    monkeypatch.setattr(limbeck.demo, "compare_and_show", lambda *_, **__: None)
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = tmp_path / "a-folder-whose-path-is-longer-than-a-line"
+    code, output, _ = limbeck_says("demo", "--seeds", 3, "--folder", folder)
+    assert code == 0
+    assert output.splitlines()[-1].strip() == f"limbeck demo --seeds 6 --folder {folder}"
 
 
 def test_plot_draws_a_run_and_two_runs(limbeck_says, teacher, tmp_path):
