@@ -95,6 +95,9 @@ def half_a_line(write):
 
 MOMENTS = {
     "before anything is written": lambda: patch(fit_module, "build_model", at_call(1, fit_module.build_model)),
+    "before config.yaml is renamed": lambda: patch(Path, "replace", at_call(1, Path.replace)),
+    "after config.yaml is renamed": lambda: patch(Path, "replace", at_call(1, Path.replace, before=False)),
+    "before environment.json is renamed": lambda: patch(Path, "replace", at_call(2, Path.replace)),
     "before the first checkpoint": lambda: patch(loop.Trainer, "_optimize", at_call(2, loop.Trainer._optimize)),
     "between forward and backward": lambda: patch(loop, "_values", at_call(5, loop._values)),
     "between the step and what it observes": lambda: patch(
@@ -145,6 +148,14 @@ def test_resume_after_a_kill_equals_an_unbroken_run(moment, teacher, unbroken, t
     fit(student_recipe(teacher), run, resume=True)
     assert_same_run(run, unbroken)
     assert not list(run.glob(".*"))  # what a killed write left is gone
+
+
+def test_a_kill_in_the_first_write_leaves_a_folder_for_a_new_run(teacher, unbroken, tmp_path):
+    run = tmp_path / "run"
+    killed(MOMENTS["before config.yaml is renamed"], student_recipe(teacher), run)
+    assert [path.name for path in run.glob("*.tmp")] == [".config.yaml.tmp"]
+    fit(student_recipe(teacher), run)  # without `resume`, as nothing has begun
+    assert_same_run(run, unbroken)
 
 
 def test_a_chain_of_kills_equals_an_unbroken_run(teacher, unbroken, tmp_path):

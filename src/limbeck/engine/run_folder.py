@@ -33,6 +33,7 @@ WEIGHTS = {"last": "weights.safetensors", "best": "best.safetensors", "ema": "em
 
 RESULTS_FORMAT = 1
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
+BEFORE_CONFIG = frozenset({f".{CONFIG}{TEMPORARY}"})  # what a run leaves that is killed in its first write
 
 # What may differ between the sessions of one run without changing what it computes. Threads and teachers matter, but
 # the checkpoint answers for them: it keeps the number of threads and the fingerprints of the teachers' weights.
@@ -123,7 +124,7 @@ def is_finished(run: Path, recipe: Recipe, *, resume: bool) -> bool:
     """Say whether a run is finished already, or refuse to touch the folder. Nothing is written.
 
     An empty or absent folder is a new run, with `resume` too: a job that the scheduler starts again and again needs
-    one command line.
+    one command line. So is one with nothing but what a killed first write left.
 
     Raises:
         UserError: The folder holds a run and `resume` is off, or a run of another recipe, or files of no run.
@@ -136,7 +137,7 @@ def is_finished(run: Path, recipe: Recipe, *, resume: bool) -> bool:
         return finished
     if run.is_file():
         raise UserError(f"{run} is a file, not a folder; choose another --run")
-    if run.exists() and any(run.iterdir()):
+    if run.exists() and any(path.name not in BEFORE_CONFIG for path in run.iterdir()):
         raise UserError(f"{run}: expected a new or empty folder, got one with other files; choose another --run")
     return False
 
