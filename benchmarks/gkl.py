@@ -2,11 +2,11 @@
 
     python -m benchmarks.gkl [--csv FILE]
 
-Forward and backward of one batch, the teacher frozen. Each batch is compared with a float64 twin before it is timed: brute
-force where its tensors fit, else the variance form in plain operations, which is itself compared with brute force. The
-contenders take turns, each after a call of its own that is not timed (warm caches), so that a drift of the machine meets
-all alike; medians and ratios of medians are printed. Memory is the peak above the inputs less the gradient that is
-returned, in units of one (N, C) float32 tensor.
+Forward and backward of one batch, the teacher frozen. Each batch is compared with a float64 twin before it is timed:
+brute force where its tensors fit, else the variance form in plain operations, which is itself compared with brute
+force. The contenders take turns, each after a call of its own that is not timed (warm caches), so that a drift of the
+machine meets all alike; medians and ratios of medians are printed. Memory is the peak above the inputs less the
+gradient that is returned, in units of one (N, C) float32 tensor.
 """
 
 from __future__ import annotations

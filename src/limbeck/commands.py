@@ -60,7 +60,7 @@ def limbeck(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where runs, tables and pictures go.")] = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(callback=_at_least_one, help="Seeds per loss.")] = 5,
+    seeds: Annotated[int, typer.Option(callback=_at_least_one, help="Seeds per loss.")] = 6,
 ) -> None:
     """Compare five losses on two tasks with real images. Run it again to go on where it stopped."""
     from limbeck.demo import run_demo
