@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from limbeck.config import CompareOptions
 from limbeck.engine import run_folder
 from limbeck.engine.fit import train_run, train_teachers
+from limbeck.engine.lock import locked
 from limbeck.engine.progress import Reporter
-from limbeck.engine.run_folder import disk_errors, read_results, write_json
+from limbeck.engine.run_folder import read_results, write_json
 from limbeck.engine.signals import StopRequest
 from limbeck.engine.teachers import Resources
 from limbeck.errors import Interrupted, UserError
@@ -62,7 +63,7 @@ def compare(
 
     Raises:
         Interrupted: A signal came; everything is saved, and the same call goes on.
-        UserError: No such row, a folder of another comparison, or what `fit` raises.
+        UserError: No such row, a folder of another comparison or in use, or what `fit` raises.
     """
     rows = _known_rows(recipe, rows)
     # Seed by seed, so that an early stop leaves whole comparisons of fewer seeds behind.
@@ -72,14 +73,12 @@ def compare(
         for row in rows
         for setting in range(len(recipe.compare.contenders[row].settings))
     ]
-    with disk_errors(folder, "--folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-    with StopRequest() as stop, reporter or Reporter() as teller:
+    with locked(folder, "--folder"), StopRequest() as stop, reporter or Reporter() as teller:
         try:
             teachers = _train(recipe, folder, plan, teller, stop)
         except Interrupted as error:
             raise Interrupted(f"{error}; the same command continues the comparison in {folder}") from error
-    return _describe(recipe, folder, plan, teachers)
+        return _describe(recipe, folder, plan, teachers)
 
 
 def _known_rows(recipe: Recipe, rows: Sequence[str] | None) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from limbeck.config_files import load_recipe
 from limbeck.data import steps_per_epoch
 from limbeck.engine import run_folder
 from limbeck.engine.checkpoint import load_checkpoint
+from limbeck.engine.lock import locked
 from limbeck.engine.loop import Trainer
 from limbeck.engine.progress import Reporter
 from limbeck.engine.results import finish
@@ -44,7 +45,8 @@ def fit(recipe: Recipe, run: Path, *, resume: bool = False, reporter: Reporter |
 
     Raises:
         Interrupted: A signal came; the state is saved and the message says how to go on.
-        UserError: The folder, the recipe, the data or the teachers do not fit, or the training diverged.
+        UserError: The folder, the recipe, the data or the teachers do not fit, another process has the folder, or the
+            training diverged.
     """
     with StopRequest() as stop, reporter or Reporter() as teller:
         try:
@@ -80,27 +82,28 @@ def train_run(
     if run_folder.is_finished(run, recipe, resume=resume):
         return run_folder.read_results(run)
     device = open_device(recipe.train.device)
-    path = run / run_folder.CHECKPOINT
-    state = load_checkpoint(path) if path.is_file() else None
-    with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
-        data = resources.data(recipe.data, device)
-        model = _build_student(recipe, data, device)
-        if teacher_runs is None:
-            _check_teachers(recipe, data, device, resources)
-        run_folder.prepare(run, recipe)
-        if teacher_runs is None:
-            teacher_runs = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
-        teachers = [resources.teacher(folder, data, recipe.data, device) for folder in teacher_runs]
-        plain = recipe.data.augment == AugmentOptions()
-        recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
-        trainer = Trainer(recipe, run, model, data, teachers, recorded=recorded, reporter=reporter, stop=stop)
-        if state:
-            trainer.restore(state)
-        elif resume and (run / run_folder.METRICS).is_file():
-            reporter.note(f"{run}: there is no {run_folder.CHECKPOINT}, so the run starts from the beginning")
-        reporter.begin_run(title or recipe.title or str(run), steps=trainer.steps, done=trainer.step)
-        trainer.train()
-        results = finish(trainer)
+    with locked(run):
+        path = run / run_folder.CHECKPOINT
+        state = load_checkpoint(path) if path.is_file() else None
+        with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
+            data = resources.data(recipe.data, device)
+            model = _build_student(recipe, data, device)
+            if teacher_runs is None:
+                _check_teachers(recipe, data, device, resources)
+            run_folder.prepare(run, recipe)
+            if teacher_runs is None:
+                teacher_runs = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
+            teachers = [resources.teacher(folder, data, recipe.data, device) for folder in teacher_runs]
+            plain = recipe.data.augment == AugmentOptions()
+            recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
+            trainer = Trainer(recipe, run, model, data, teachers, recorded=recorded, reporter=reporter, stop=stop)
+            if state:
+                trainer.restore(state)
+            elif resume and (run / run_folder.METRICS).is_file():
+                reporter.note(f"{run}: there is no {run_folder.CHECKPOINT}, so the run starts from the beginning")
+            reporter.begin_run(title or recipe.title or str(run), steps=trainer.steps, done=trainer.step)
+            trainer.train()
+            results = finish(trainer)
     reporter.end_run(results)
     return results
 

@@ -33,7 +33,8 @@ WEIGHTS = {"last": "weights.safetensors", "best": "best.safetensors", "ema": "em
 
 RESULTS_FORMAT = 1
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
-BEFORE_CONFIG = frozenset({f".{CONFIG}{TEMPORARY}"})  # what a run leaves that is killed in its first write
+LOCK = ".lock"
+BEFORE_CONFIG = frozenset({LOCK, f".{CONFIG}{TEMPORARY}"})  # what a run leaves that is killed in its first write
 
 # What may differ between the sessions of one run without changing what it computes. Threads and teachers matter, but
 # the checkpoint answers for them: it keeps the number of threads and the fingerprints of the teachers' weights.
