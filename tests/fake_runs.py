@@ -122,6 +122,7 @@ def fake_comparison(
     content |= {
         "seeds": list(range(len(next(iter(rows.values()))[0]))),
         "vary_split": False,
+        "diverged": {},
         "equal_by_theory": list(equal_by_theory),
     }
     write_json(

@@ -112,6 +112,18 @@ def test_each_seed_may_have_a_split_and_a_teacher_of_its_own(comparison, tmp_pat
     assert again == content
 
 
+def test_a_setting_that_diverges_is_named_and_left_out(comparison, tmp_path):
+    rows = {"kl": {"settings": [[CE, KL | {"weight": 1e38}], [CE, KL]]}, "ce": {"settings": [[CE | {"weight": 1e38}]]}}
+    wild = comparison.model_copy(update={"compare": type(comparison.compare)(contenders=rows, baseline="kl")})
+    content = compare(wild, tmp_path / "c", seeds=2)
+    assert set(content["diverged"]) == {f"{row}/setting0/seed{seed}" for row in ("kl", "ce") for seed in (0, 1)}
+    assert all("is not finite at step" in why for why in content["diverged"].values())
+    summary = summarise(tmp_path / "c")
+    assert [(row.name, row.selected) for row in summary.rows] == [("kl", 1)]
+    assert not summary.missing
+    assert "Diverged and left out: kl/setting0/seed0, ce/setting0/seed0" in " ".join(notes(summary))
+
+
 def test_a_run_of_a_comparison_is_the_run_alone(comparison, tmp_path):
     compare(comparison, tmp_path / "c", seeds=2)
     options = comparison.model_copy(

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Something the user can mend. One line: what, expected, got, the way out. The command line exits with 2."""
 
 
+class Diverged(UserError):
+    """A loss, the weights or the logits of a run are not finite. A comparison leaves the run out and goes on."""
+
+
 class Interrupted(Exception):
     """A signal ended the run after its state was saved; the message says how to go on. Exit code 75."""
 

@@ -72,7 +72,8 @@ class Comparison:
     """What `summarise` found. `baseline` is None when that row has no finished run; `images` counts the splits.
 
     `missing` names the runs without results, relative to the folder; `seconds` is wall-clock time as the engine
-    took it down; `vary_split` says that each seed has its own split and teachers.
+    took it down; `vary_split` says that each seed has its own split and teachers; `diverged` names
+    runs that were given up.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class Comparison:
     epochs: int
     seconds: Mapping[str, float]
     vary_split: bool
+    diverged: tuple[str, ...]
 
     def row(self, name: str) -> Row:
         """Return the row called `name`; KeyError when there is none."""
@@ -126,13 +128,14 @@ def summarise(folder: Path) -> Comparison:
         baseline=plan.baseline if plan.baseline in by_name else None,
         controls=tuple(_control(by_name[a], by_name[b]) for a, b in plan.equal if a in by_name and b in by_name),
         seeds=plan.seeds,
-        missing=tuple(missing),
+        missing=tuple(run for run in missing if run not in plan.diverged),
         teachers=tuple(_measure([Run(folder / name)], "test", "top1", 100)[0] for name in plan.teachers),
         images=_images(any_run),
         class_counts=_class_counts(any_run),
         epochs=int(any_run.metric("epochs") or 0),
         seconds=plan.seconds,
         vary_split=plan.vary_split,
+        diverged=plan.diverged,
     )
 
 
@@ -162,6 +165,7 @@ class _Plan:
     teachers: list[str]
     seconds: dict[str, float]
     vary_split: bool
+    diverged: tuple[str, ...]
 
 
 def _plan(path: Path) -> _Plan:
@@ -182,6 +186,7 @@ def _plan(path: Path) -> _Plan:
             teachers=[str(teacher) for teacher in content["teachers"]],
             seconds={str(name): float(seconds) for name, seconds in content["seconds"].items()},
             vary_split=bool(content["vary_split"]),
+            diverged=tuple(str(run) for run in content["diverged"]),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: damaged or of another version ({error!r}); {WAY_OUT}") from error

@@ -63,6 +63,11 @@ def notes(comparison: Comparison) -> list[str]:
     sentences = []
     if comparison.missing:
         sentences.append(_missing(comparison.missing))
+    if comparison.diverged:
+        sentences.append(
+            f"Diverged and left out: {', '.join(comparison.diverged)}. A setting that diverged on a seed stands back "
+            "behind those that did not."
+        )
     images = comparison.images
     reach = "one split for all seeds: the intervals cover the randomness of training, not the choice of images"
     if comparison.vary_split:

@@ -13,7 +13,7 @@ from limbeck.engine.progress import Reporter
 from limbeck.engine.run_folder import read_results, write_json
 from limbeck.engine.signals import StopRequest
 from limbeck.engine.teachers import Resources
-from limbeck.errors import Interrupted, UserError
+from limbeck.errors import Diverged, Interrupted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,10 +75,10 @@ def compare(
     ]
     with locked(folder, "--folder"), StopRequest() as stop, reporter or Reporter() as teller:
         try:
-            teachers = _train(recipe, folder, plan, teller, stop)
+            teachers, diverged = _train(recipe, folder, plan, teller, stop)
         except Interrupted as error:
             raise Interrupted(f"{error}; the same command continues the comparison in {folder}") from error
-        return _describe(recipe, folder, plan, teachers)
+        return _describe(recipe, folder, plan, teachers, diverged)
 
 
 def _known_rows(recipe: Recipe, rows: Sequence[str] | None) -> tuple[str, ...]:
@@ -93,8 +93,10 @@ def _seeds(recipe: Recipe, seeds: int) -> list[int]:
     return list(range(recipe.seed, recipe.seed + seeds))
 
 
-def _train(recipe: Recipe, folder: Path, plan: Sequence[_Run], reporter: Reporter, stop: StopRequest) -> list[Path]:
-    """Train what is not finished: the teachers, then the plan. Return the teachers' folders."""
+def _train(
+    recipe: Recipe, folder: Path, plan: Sequence[_Run], reporter: Reporter, stop: StopRequest
+) -> tuple[list[Path], dict[str, str]]:
+    """Train what is not finished: the teachers, then the plan. Return the teachers' folders, and what diverged."""
     resources = Resources()  # data, teachers and their logits are read once
     recipes = {run.seed: _of_seed(recipe, run.seed) for run in plan}
     by_seed: dict[int, list[Path]] = {}
@@ -105,25 +107,32 @@ def _train(recipe: Recipe, folder: Path, plan: Sequence[_Run], reporter: Reporte
         else:
             by_seed[seed] = by_seed[plan[0].seed]
     teachers = list(dict.fromkeys(teacher for runs in by_seed.values() for teacher in runs))
-    _describe(recipe, folder, plan, teachers)  # now, so that an unfinished comparison can be looked at
+    _describe(recipe, folder, plan, teachers, {})  # now, so that an unfinished comparison can be looked at
     done = sum((folder / run.folder / run_folder.RESULTS).is_file() for run in plan)
     reporter.begin_plan(recipe.title or str(folder), runs=len(plan), done=done)
+    diverged: dict[str, str] = {}
     for run in plan:
         if stop.signal_name:
             raise Interrupted(f"stopped by {stop.signal_name} between two runs")
         settings = recipe.compare.contenders[run.row].settings
         which = f", setting {run.setting}" if len(settings) > 1 else ""
-        train_run(
-            recipes[run.seed].model_copy(update={"losses": settings[run.setting], "compare": CompareOptions()}),
-            folder / run.folder,
-            resume=True,
-            reporter=reporter,
-            stop=stop,
-            resources=resources,
-            teacher_runs=by_seed[run.seed],
-            title=f"{run.row}{which}, seed {run.seed}",
-        )
-    return teachers
+        title = f"{run.row}{which}, seed {run.seed}"
+        try:
+            train_run(
+                recipes[run.seed].model_copy(update={"losses": settings[run.setting], "compare": CompareOptions()}),
+                folder / run.folder,
+                resume=True,
+                reporter=reporter,
+                stop=stop,
+                resources=resources,
+                teacher_runs=by_seed[run.seed],
+                title=title,
+            )
+        except Diverged as error:  # the others tell what they can; the table names this one
+            diverged[run.folder] = str(error)
+            reporter.diverged(f"{title} is left out: {error}")
+            _describe(recipe, folder, plan, teachers, diverged)
+    return teachers, diverged
 
 
 def _of_seed(recipe: Recipe, seed: int) -> Recipe:
@@ -134,7 +143,9 @@ def _of_seed(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"seed": seed, "data": data})
 
 
-def _describe(recipe: Recipe, folder: Path, plan: Sequence[_Run], teachers: Sequence[Path]) -> dict[str, Any]:
+def _describe(
+    recipe: Recipe, folder: Path, plan: Sequence[_Run], teachers: Sequence[Path], diverged: dict[str, str]
+) -> dict[str, Any]:
     """Write comparison.json, which names the runs of the plan, finished or not, and return what it holds."""
     rows: dict[str, Any] = {}
     for run in plan:
@@ -153,6 +164,7 @@ def _describe(recipe: Recipe, folder: Path, plan: Sequence[_Run], teachers: Sequ
         "rows": rows,
         "seeds": sorted({run.seed for run in plan}),
         "baseline": recipe.compare.baseline,
+        "diverged": diverged,
         "vary_split": recipe.compare.vary_split,
         "equal_by_theory": [list(pair) for pair in recipe.compare.equal_by_theory if set(pair) <= rows.keys()],
         "teachers": [os.path.relpath(teacher, folder) for teacher in teachers],

@@ -19,7 +19,7 @@ from limbeck.engine.log import NotFinite, RunLog, RunningMeans
 from limbeck.engine.metrics import NotFiniteLogits, accuracy_by_teacher_score, measure, predict
 from limbeck.engine.optimizer import WeightAverage, build_optimizer
 from limbeck.engine.schedule import learning_rate_factor
-from limbeck.errors import Interrupted, UserError
+from limbeck.errors import Diverged, Interrupted
 from limbeck.objectives import build_objective
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class Trainer:
 
         Raises:
             Interrupted: A signal came; the state is saved.
-            UserError: A loss or the weights are not finite, or the folder cannot be written.
+            Diverged: A loss, the weights or the logits are not finite.
+            UserError: The folder cannot be written.
         """
         self.saved_at = time.monotonic()
         self.started = self.saved_at - self.seconds
@@ -109,7 +110,7 @@ class Trainer:
                     self._after_step()
                 self._end_epoch()
         except NotFinite as error:
-            raise UserError(self._divergence(error)) from error
+            raise Diverged(self._divergence(error)) from error
         finally:
             self.seconds = time.monotonic() - self.started
             self.log.close()
@@ -264,7 +265,7 @@ class Trainer:
         try:
             return predict(model or self.model, getattr(self.data, split))
         except NotFiniteLogits as error:
-            raise UserError(self._divergence(NotFinite(f"logits of the {split} split", self.step))) from error
+            raise Diverged(self._divergence(NotFinite(f"logits of the {split} split", self.step))) from error
 
     def _keep_best(self, validation: Mapping[str, Any] | None) -> None:
         if validation and (self.best is None or validation[BEST_BY] > self.best["validation"][BEST_BY]):

@@ -52,6 +52,9 @@ class Reporter:
     def end_run(self, results: Mapping[str, Any]) -> None:
         """Tell the results of the run."""
 
+    def diverged(self, text: str) -> None:
+        """Tell that the run is given up, and why."""
+
     def note(self, text: str) -> None:
         """Tell a sentence."""
 
@@ -156,6 +159,12 @@ class PlainReporter(Reporter):
             text = f"[{self._plan.now}/{self._plan.steps}] {text} ({self._plan.left()} left)"
         self.note(text)
 
+    def diverged(self, text: str) -> None:
+        """Print why, and count the run as done."""
+        if self._plan is not None:
+            self._plan.add(self._plan.now + 1, 0)
+        self.note(text)
+
 
 class RichReporter(Reporter):
     """Bars in a terminal: one for the plan, one for the run, with throughput and the time that is left.
@@ -241,6 +250,14 @@ class RichReporter(Reporter):
     def end_run(self, results: Mapping[str, Any]) -> None:
         """Draw the bar full and move the plan's."""
         self._draw()
+        self._advance()
+
+    def diverged(self, text: str) -> None:
+        """Print why above the bars, and move the plan's."""
+        self.note(text)
+        self._advance()
+
+    def _advance(self) -> None:
         if self._plan is not None and self._plan_task is not None:
             self._plan.add(self._plan.now + 1, 0)
             self._progress.update(self._plan_task, completed=self._plan.now, left=f"{self._plan.left()} left")
