@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from limbeck.config_files import dump, load_recipe
 from limbeck.engine import fit as fit_module
 from limbeck.engine import loop, run_folder, teachers
-from limbeck.engine.checkpoint import load_checkpoint
+from limbeck.engine.checkpoint import load_checkpoint, save_checkpoint
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.fit import fit
 from limbeck.errors import Interrupted, UserError
@@ -471,11 +471,37 @@ def test_a_truncated_checkpoint_is_one_line(share, interrupted):
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     refuses(
-        "checkpoint.pt: expected a checkpoint, got a truncated, foreign or unreadable file",
+        "checkpoint.pt: expected a checkpoint, got a truncated, damaged, foreign or unreadable file",
         recipe(),
         interrupted,
         resume=True,
     )
+
+
+def test_one_flipped_bit_of_a_checkpoint_is_one_line(interrupted):
+    """Wherever it is in a record: in a tensor it would only make the results wrong."""
+    path = interrupted / run_folder.CHECKPOINT
+    content = path.read_bytes()
+    weight = max(load_checkpoint(path)["model"].values(), key=torch.numel).numpy().tobytes()
+    places = [content.index(weight) + place for place in (0, len(weight) // 2, len(weight) - 1)]
+    places.append(content.index(b"step_in_epoch"))  # in the part that is no tensor
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        refuses("checkpoint.pt: expected a checkpoint, got a truncated, damaged, ", recipe(), interrupted, resume=True)
+    path.write_bytes(content)
+    fit(recipe(), interrupted, resume=True)
+
+
+def test_a_checkpoint_has_checksums_where_the_program_wants_none(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        save_checkpoint(tmp_path / "checkpoint.pt", {"weight": torch.ones(3)})
+        assert not torch.serialization.get_crc32_options()
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["weight"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -484,8 +510,8 @@ def test_a_truncated_checkpoint_is_one_line(share, interrupted):
         ({"epoch": 1}, "not a Limbeck checkpoint; delete it to start the run again"),
         ([1, 2], "not a Limbeck checkpoint; delete it to start the run again"),
         ({"format": "limbeck checkpoint 9"}, "got 'limbeck checkpoint 9'; use the version that wrote it"),
-        (nn.Linear(2, 2), "expected a checkpoint, got a truncated, foreign "),
-        ("text", "expected a checkpoint, got a truncated, foreign "),
+        (nn.Linear(2, 2), "expected a checkpoint, got a truncated, damaged, foreign "),
+        ("text", "expected a checkpoint, got a truncated, damaged, foreign "),
     ],
 )
 def test_a_foreign_checkpoint_is_one_line(foreign, message, interrupted):

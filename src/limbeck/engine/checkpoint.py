@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,7 @@ from limbeck.engine.run_folder import atomic_file
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 FORMAT_NAME = "limbeck checkpoint"
@@ -24,7 +26,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         UserError: The disk is full or read-only; the checkpoint before is intact.
     """
-    with atomic_file(path) as file:
+    with atomic_file(path) as file, _checksums():
         try:
             torch.save({"format": FORMAT, **state}, file)
         except RuntimeError as error:
@@ -33,17 +35,29 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             raise cause if isinstance(cause, OSError) else error from None
 
 
+@contextmanager
+def _checksums() -> Iterator[None]:
+    """Let torch.save write the CRC-32 of each tensor, as it does unless a program has turned that off."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU.
 
     Raises:
-        UserError: The file cannot be read, is cut short, or is no checkpoint of this version.
+        UserError: The file cannot be read, is cut short or damaged, or is no checkpoint of this version.
     """
     try:
+        _check(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path}: expected a checkpoint, got a truncated, foreign or unreadable file; "
+            f"{path}: expected a checkpoint, got a truncated, damaged, foreign or unreadable file; "
             "delete it to start the run again"
         ) from error
     found = state.get("format") if isinstance(state, dict) else None
@@ -52,6 +66,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise UserError(f"{path}: expected a file of format {FORMAT!r}, got {found!r}; use the version that wrote it")
     return dict(state)
+
+
+def _check(path: Path) -> None:
+    """Raise BadZipFile unless every record of the file has its checksum, which torch.load does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
 
 def refuse_other_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
