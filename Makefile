@@ -3,7 +3,8 @@ export OMP_WAIT_POLICY = PASSIVE
 export NO_MKDOCS_2_WARNING = 1
 PYTHON ?= python3
 BIN = .venv/bin
-INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+INSTALL = start=$$(date +%s); $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+TOLD = && touch $@ && echo "Set-up took $$(($$(date +%s) - start)) s."
 
 .PHONY: demo test lint bench docs clean
 
@@ -30,12 +31,12 @@ docs: .venv/.dev  ## the site, in site/
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) ".[cli,data,viz]"
-	@touch $@
+	@echo "Setting up .venv ..."
+	@$(INSTALL) ".[cli,data,viz]" $(TOLD)
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) ".[dev]"
-	@touch $@ .venv/.demo
+	@echo "Setting up .venv for development ..."
+	@$(INSTALL) ".[dev]" $(TOLD) && touch .venv/.demo
 
 clean:
 	rm -rf .venv site
