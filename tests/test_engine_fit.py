@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.config_files import dump, load_recipe
+from limbeck.engine import checkpoint, loop, run_folder, teachers
 from limbeck.engine import fit as fit_module
-from limbeck.engine import loop, run_folder, teachers
 from limbeck.engine.checkpoint import load_checkpoint, save_checkpoint
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.fit import fit
@@ -104,6 +104,11 @@ def test_best_is_the_first_epoch_with_the_largest_validation_accuracy(tmp_path):
     assert evaluate(tmp_path, which="best")["test"] == pytest.approx(best["test"])
 
 
+def test_best_is_the_first_of_equals(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "measure", lambda logits, labels, teacher: {"top1": 0.5, "samples": len(labels)})
+    assert fit(recipe(train={"epochs": 3}), tmp_path)["best"]["epoch"] == 1
+
+
 def test_predictions_are_those_of_the_last_weights(student, teacher):
     with np.load(student / run_folder.PREDICTIONS) as arrays:
         results = run_folder.read_results(student)
@@ -112,7 +117,10 @@ def test_predictions_are_those_of_the_last_weights(student, teacher):
         head = load_file(student / run_folder.WEIGHTS["last"])
         again = arrays["test_features"] @ head["head.weight"].numpy().T + head["head.bias"].numpy()
         np.testing.assert_allclose(again, arrays["test_logits"], rtol=1e-4, atol=1e-5)
-        assert arrays["class_means"].shape == arrays["prior"].shape == (10, 10)
+        scores = torch.from_numpy(arrays["test_logits"]).softmax(1).numpy()
+        means = [scores[arrays["test_labels"] == label].mean(0) for label in range(10)]  # of the true classes
+        np.testing.assert_allclose(arrays["class_means"], means, rtol=1e-4)
+        assert arrays["prior"].shape == (10, 10)
         np.testing.assert_allclose(arrays["prior"].sum(1), 1, rtol=1e-5)
         assert arrays["prior"].std() > 0.01  # refreshed, not uniform
         with np.load(teacher / run_folder.PREDICTIONS) as theirs:
@@ -476,6 +484,27 @@ def test_a_truncated_checkpoint_is_one_line(share, interrupted):
         interrupted,
         resume=True,
     )
+
+
+def test_what_a_prior_observed_is_synchronized_before_every_save(teacher, tmp_path, monkeypatch):
+    """Otherwise a checkpoint would lack what the other ranks observed."""
+    events = []
+
+    def recorded(name, function):
+        def wrapped(*arguments):
+            events.append(name)
+            return function(*arguments)
+
+        return wrapped
+
+    for name in ("observe", "synchronize"):
+        monkeypatch.setattr(ClassPrior, name, recorded(name, getattr(ClassPrior, name)))
+    monkeypatch.setattr(checkpoint, "save_checkpoint", recorded("save", checkpoint.save_checkpoint))
+    fit(student_recipe(teacher), tmp_path)
+    before = [[e for e in events[:place] if e != "save"] for place, event in enumerate(events) if event == "save"]
+    assert len(before) > 3
+    assert {names[-1] for names in before} == {"synchronize"}
+    assert events.count("observe") == STEPS
 
 
 def test_one_flipped_bit_of_a_checkpoint_is_one_line(interrupted):

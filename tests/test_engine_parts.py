@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from torch import nn
 
 from limbeck.config import OptimizerOptions, ScheduleOptions
 from limbeck.data import Source
+from limbeck.engine import run_folder
+from limbeck.engine.checkpoint import save_checkpoint
 from limbeck.engine.log import LineFile, NotFinite, RunningMeans
-from limbeck.engine.metrics import accuracy_by_teacher_score, measure, predict
+from limbeck.engine.metrics import _calibration_error, accuracy_by_teacher_score, measure, predict
 from limbeck.engine.optimizer import WeightAverage, build_optimizer
 from limbeck.engine.results import class_means
 from limbeck.engine.schedule import ONECYCLE_START, learning_rate_factor
@@ -198,6 +202,21 @@ def test_a_model_sure_of_what_is_right_has_no_calibration_error():
     assert measure(logits, torch.arange(10).flip(0))["ece"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("confidences", "error"),
+    [
+        ((0.6, 0.55), abs(0.4 - 0.55) / 2),  # both in (8/15, 9/15]
+        ((0.6, 0.62), (0.4 + 0.62) / 2),  # 0.62 is in (9/15, 10/15]
+        ((0.8, 0.74), abs(0.2 - 0.74) / 2),  # both in (11/15, 12/15]
+        ((0.8, 0.81), (0.2 + 0.81) / 2),
+    ],
+)
+def test_a_bin_of_the_calibration_error_has_its_upper_edge(confidences, error):
+    """The first prediction is right, the second wrong; together in a bin they cancel in part."""
+    confidence = torch.tensor(confidences, dtype=torch.float64)
+    assert _calibration_error(confidence, torch.tensor([True, False])) == pytest.approx(error)
+
+
 def test_quarters_run_from_the_samples_the_teacher_is_least_sure_of():
     labels = torch.zeros(8, dtype=torch.int64)
     teacher = torch.stack([torch.tensor([6.0, 3, 0, 7, 1, 5, 2, 4]), torch.zeros(8)], dim=1)
@@ -228,6 +247,36 @@ def test_class_means_of_a_class_without_samples_are_nan():
     means = class_means(logits, labels.clamp(max=1))
     torch.testing.assert_close(means[0], logits.softmax(1)[labels == 0].mean(0))
     assert means[2].isnan().all()
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: save_checkpoint(path, {"weight": torch.zeros(1000)}),
+        lambda path: run_folder.write_json(path, {"values": list(range(1000))}),
+    ],
+    ids=["checkpoint", "json"],
+)
+def test_a_file_is_whole_on_the_disk_before_it_has_its_name_and_the_name_after(write, tmp_path, monkeypatch):
+    fsync, replace = os.fsync, os.replace
+    events = []
+
+    def record_fsync(descriptor):
+        status = os.fstat(descriptor)
+        events.append("folder" if stat.S_ISDIR(status.st_mode) else f"file of {status.st_size}")
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    write(tmp_path / "file")
+    assert events == [f"file of {(tmp_path / 'file').stat().st_size}", "rename", "folder"]
 
 
 # --- logs -------------------------------------------------------------------------------------------------

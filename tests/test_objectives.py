@@ -142,6 +142,17 @@ def test_teachers_stay_frozen_and_in_eval_whatever_is_called():
         assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())
 
 
+def test_teachers_run_without_a_graph_even_if_somebody_thaws_them():
+    objective = distillation(KLTerm(), GKLTerm(), teachers=2)
+    for teacher in objective.teachers:
+        teacher.requires_grad_(True)
+    outcome = objective(batch())
+    assert all(not logits.requires_grad and logits.grad_fn is None for logits in outcome.target_logits)
+    outcome.loss.backward()
+    assert all(p.grad is None for teacher in objective.teachers for p in teacher.parameters())
+    assert all(p.grad is not None for p in objective.student.parameters())
+
+
 def test_teachers_are_in_neither_the_state_nor_the_parameters():
     objective = distillation(CrossEntropyTerm(), GKLTerm(), teachers=2)
     student = sum(p.numel() for p in objective.student.parameters())
