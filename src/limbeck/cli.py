@@ -88,10 +88,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if memory := _out_of_memory(error):
         return memory, EXIT_USER_ERROR
     if hasattr(error, "format_message"):  # click's exceptions, which typer has of its own since 0.26
-        context = getattr(error, "ctx", None)
+        context = error.ctx if hasattr(error, "ctx") else None
         command = context.command_path if context else "limbeck"
         message = error.format_message().replace("Value error, ", "")  # pydantic's words, by way of typer
-        sibling = {"--folder": "--run", "--run": "--folder"}.get(getattr(error, "option_name", ""))
+        option = error.option_name if hasattr(error, "option_name") else ""
+        sibling = {"--folder": "--run", "--run": "--folder"}.get(option)
         if context and any(sibling in parameter.opts for parameter in context.command.params):
             message += f" Did you mean {sibling}?"
         return f"{message} (`{command} --help` shows the usage)", EXIT_USER_ERROR

@@ -34,5 +34,5 @@ def reason(error: Exception) -> str:
     >>> reason(OSError(30, "Read-only file system", "runs/a"))
     'read-only file system'
     """
-    words: str = getattr(error, "strerror", None) or str(error)
+    words = (isinstance(error, OSError) and error.strerror) or str(error)
     return words[:1].lower() + words[1:]

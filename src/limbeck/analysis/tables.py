@@ -159,15 +159,15 @@ def columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             ("verdict", ["baseline" if row.name == baseline else row.verdict or "-" for row in comparison.rows]),
         ]
     table.append(("tried", [str(len(row.settings)) for row in comparison.rows]))
-    for title, name, digits in (
-        ("NLL, nats", "nll", 3),
-        ("ECE, %", "ece", 2),
-        ("agreement, %", "agreement", 2),
-        ("best epoch, %", "best_top1", 2),
-        ("head, %", "head", 1),
-        ("tail, %", "tail", 1),
-    ):
-        values = [getattr(row, name) for row in comparison.rows]
+    optional: list[tuple[str, int, list[Spread | None]]] = [
+        ("NLL, nats", 3, [row.nll for row in comparison.rows]),
+        ("ECE, %", 2, [row.ece for row in comparison.rows]),
+        ("agreement, %", 2, [row.agreement for row in comparison.rows]),
+        ("best epoch, %", 2, [row.best_top1 for row in comparison.rows]),
+        ("head, %", 1, [row.head for row in comparison.rows]),
+        ("tail, %", 1, [row.tail for row in comparison.rows]),
+    ]
+    for title, digits, values in optional:
         if any(value is not None for value in values):
             table.append((title, ["-" if value is None else f"{value.mean:.{digits}f}" for value in values]))
     return [title for title, _ in table], [list(texts) for texts in zip(*(texts for _, texts in table), strict=True)]

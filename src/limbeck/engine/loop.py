@@ -262,8 +262,9 @@ class Trainer:
         Raises:
             UserError: They are not finite.
         """
+        source = self.data.validation if split == "validation" else self.data.test
         try:
-            return predict(model or self.model, getattr(self.data, split))
+            return predict(model or self.model, source)
         except NotFiniteLogits as error:
             raise Diverged(self._divergence(NotFinite(f"logits of the {split} split", self.step))) from error
 
@@ -351,8 +352,8 @@ class Trainer:
         if error.step > 1 or error.term not in names:
             return "a lower `optimizer.learning_rate`, or with `optimizer.clip_norm`"
         place, term = f"losses.{names.index(error.term)}", self.objective.terms[error.term]
-        factors = [name for name in type(term).model_fields if name == "weight" or name.endswith("_weight")]
-        listed = ", ".join(f"`{place}.{name}` (now {getattr(term, name):g})" for name in factors)
+        factors = {name: value for name, value in term if name == "weight" or name.endswith("_weight")}
+        listed = ", ".join(f"`{place}.{name}` (now {value:g})" for name, value in factors.items())
         return f"smaller factors of this term, {listed}: the learning rate has changed nothing before this step"
 
 

@@ -144,8 +144,10 @@ def refuse_seen_test_images(teacher: DataOptions, student: DataOptions, who: str
 
     The test split is made first, from `test` and `split_seed`, so with the same two the teacher's is the same.
     """
-    for key in ("test", "split_seed"):
-        theirs, ours = getattr(teacher, key), getattr(student, key)
+    for key, theirs, ours in (
+        ("test", teacher.test, student.test),
+        ("split_seed", teacher.split_seed, student.split_seed),
+    ):
         if teacher.name == student.name and theirs != ours:
             raise UserError(
                 f"{who}: expected `data.{key}` {ours}, as the student's, got {theirs}; "
