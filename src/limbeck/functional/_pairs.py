@@ -24,8 +24,10 @@ from limbeck.functional._check import Reduction, reduce, widest
 from limbeck.functional.kl import tempered
 
 Normalizer = Literal["weights", "row", "samples"]
-# Operations on at most so many elements stay on one thread and in the cache of one core.
-BLOCK_ELEMENTS = 32768
+# Elementwise operations on at most so many elements stay on one thread and in the cache of one core. Waking the other
+# threads can cost more than computing on all of them; exp() and softmax() wake them for any size, exp2() does not.
+BLOCK_ELEMENTS = 2**15
+LOG2_E, LOG_2 = 1 / math.log(2), math.log(2)
 
 
 _Gradients = Sequence[Tensor | None]
@@ -198,20 +200,21 @@ def _by_blocks(
     plan = _plan(_cast(u, dtype), mask, terms, careful)
     written = _written(terms)
     gradients = [_buffer(s, dtype, written[side]) if needs[side] else None for side in (0, 1)]
-    rows = max(1, BLOCK_ELEMENTS // classes) if s.device.type == "cpu" else len(s)
-    if len(s) <= rows:
-        value = _block(_cast(s, dtype), _cast(t, dtype), _cast(u, dtype), plan, terms, gradients, careful)
-    else:
-        parts = []
-        for start in range(0, len(s), rows):
-            block = slice(start, start + rows)
-            outs = [None if gradient is None else gradient[block] for gradient in gradients]
-            inputs = (_cast(s[block], dtype), _cast(t[block], dtype), _cast(u[block], dtype))
-            parts.append(_block(*inputs, plan.rows(block), terms, outs, careful))
+    rows = max(1, BLOCK_ELEMENTS // classes)
+    blocks: list[slice | None] = [None]  # all at once, which needs no slicing
+    if len(s) > rows and s.device.type == "cpu":
+        blocks = [slice(start, start + rows) for start in range(0, len(s), rows)]
+    parts = [_block(s, t, u, plan, terms, gradients, block, careful) for block in blocks]
+    value = parts[0]
+    if len(parts) > 1:
         value = torch.cat(parts) if terms.reduction == "none" else torch.stack(parts).sum()
     if len(shape) != 2:
         gradients = [None if gradient is None else gradient.view(shape) for gradient in gradients]
     return value.view(shape[:-1]) if terms.reduction == "none" else value, gradients
+
+
+def _rows(x: Tensor, block: slice | None, dtype: torch.dtype) -> Tensor:
+    return _cast(x if block is None else x[block], dtype)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -243,7 +246,9 @@ class _Plan(NamedTuple):
     ce: float | Tensor
     mask: Tensor | None
 
-    def rows(self, block: slice) -> _Plan:
+    def rows(self, block: slice | None) -> _Plan:
+        if block is None:
+            return self
         return _Plan(self.mass[block], self.mse[block], self.ce, None if self.mask is None else self.mask[block])
 
 
@@ -264,55 +269,73 @@ def _plan(u: Tensor, mask: Tensor | None, terms: Terms, careful: bool) -> _Plan:
     return _Plan(mass, mse.masked_fill(~mask, 0.0), terms.ce_weight * share, mask)
 
 
-def _block(s: Tensor, t: Tensor, u: Tensor, plan: _Plan, terms: Terms, outs: _Gradients, careful: bool) -> Tensor:
-    """Return the value of some rows, (N,) for "none", else their sum; write their gradients to `outs`."""
-    to_logits, to_target = outs
+def _block(
+    s: Tensor,
+    t: Tensor,
+    u: Tensor,
+    plan: _Plan,
+    terms: Terms,
+    gradients: _Gradients,
+    block: slice | None,
+    careful: bool,
+) -> Tensor:
+    """Return the value of some rows, (N,) for "none", else their sum; write their gradients."""
+    dtype = plan.mass.dtype
+    s, t = _rows(s, block, dtype), _rows(t, block, dtype)
+    to_logits, to_target = (None if gradient is None else _rows(gradient, block, dtype) for gradient in gradients)
+    plan = plan.rows(block)
+    values: Tensor | None = None
     mse_to_logits = terms.mse_weight != 0 and terms.mse_reaches_logits
-    value: Tensor | None = None
     if terms.mse_weight != 0:
-        value, gradient = _mse_rows(s, t, u, plan, to_logits if mse_to_logits else None, terms, careful)
+        out = to_logits if mse_to_logits else None
+        values, gradient = _mse_rows(s, t, _rows(u, block, dtype), plan, out, careful)
         if to_target is not None:
             torch.neg(gradient, out=to_target)
     if terms.ce_weight != 0:
-        ce, gradient = _cross_entropy_rows(s, t, plan, terms, careful)
-        value = ce if value is None else value.add_(ce)
-        if to_logits is not None and mse_to_logits:
-            to_logits.add_(gradient)
-        elif to_logits is not None:
-            to_logits.copy_(gradient)
-    return _total(torch.zeros_like(s), terms) if value is None else value
+        ce, gradient = _cross_entropy_rows(s, t, plan, terms.ce_temperature, careful)
+        values = ce if values is None else values.add_(ce)
+        if to_logits is not None:
+            _ = to_logits.add_(gradient) if mse_to_logits else to_logits.copy_(gradient)
+    if values is None:
+        values = plan.mass.new_zeros(len(s))
+    return values if terms.reduction == "none" else values.sum()
 
 
-def _total(x: Tensor, terms: Terms) -> Tensor:
-    return x.sum(-1) if terms.reduction == "none" else x.sum()
-
-
-def _mse_rows(
-    s: Tensor, t: Tensor, u: Tensor, plan: _Plan, out: Tensor | None, terms: Terms, careful: bool
-) -> tuple[Tensor, Tensor]:
+def _mse_rows(s: Tensor, t: Tensor, u: Tensor, plan: _Plan, out: Tensor | None, careful: bool) -> tuple[Tensor, Tensor]:
     gap = s - t
     mass = plan.mass
     if careful:
         gap.masked_fill_(u == 0, 0.0)
         mass = _positive(mass)
-        excluded_by_one = torch.isinf(gap).any(-1, keepdim=True) & (plan.mse != 0)
+        excluded_by_one = torch.isinf(gap).any(-1) & (plan.mse.squeeze(-1) != 0)
     gradient = torch.mul(u, gap, out=out)
     gap.sub_(gradient.sum(-1, keepdim=True).div_(mass))
     torch.mul(u, gap, out=gradient).mul_(plan.mse)
-    gap.mul_(gradient)
+    values = gap.mul_(gradient).sum(-1).mul_(0.5)
     if careful:  # one side alone excludes a class that has weight
-        gap.masked_fill_(excluded_by_one, torch.inf)
-    return _total(gap, terms).mul_(0.5), gradient
+        values.masked_fill_(excluded_by_one, torch.inf)
+    return values, gradient
 
 
-def _cross_entropy_rows(s: Tensor, t: Tensor, plan: _Plan, terms: Terms, careful: bool) -> tuple[Tensor, Tensor]:
-    if terms.ce_temperature != 1:
-        s, t = s / terms.ce_temperature, t / terms.ce_temperature
-    p, log_q = torch.softmax(t, -1), torch.log_softmax(s, -1)
-    if plan.mask is not None:
-        p.mul_(plan.mask)
-    # p - q sum(p), the backward of log_softmax for an incoming p: one pass less than exp() and a difference
-    gradient = torch._log_softmax_backward_data(p, log_q, -1, p.dtype)
+def _cross_entropy_rows(
+    s: Tensor, t: Tensor, plan: _Plan, temperature: float | Tensor, careful: bool
+) -> tuple[Tensor, Tensor]:
+    """-sum p log q, with log q = z log 2 - log sum 2^z."""
+    z, q, mass = _powers_of_two(s, temperature)
+    _, p, _ = _powers_of_two(t, temperature)
     if careful:
-        log_q.masked_fill_(p == 0, 0.0)
-    return _total(p.mul_(log_q), terms).mul_(-plan.ce), gradient.mul_(-plan.ce / terms.ce_temperature)
+        z.masked_fill_(p == 0, 0.0)
+    values = z.mul_(p).sum(-1).mul_(-LOG_2).add_(mass.log_().squeeze(-1)).mul_(plan.ce)
+    gradient = q.sub_(p).mul_(plan.ce / temperature)
+    if plan.mask is not None:
+        values.masked_fill_(~plan.mask.squeeze(-1), 0.0)
+        gradient.masked_fill_(~plan.mask, 0.0)
+    return values, gradient
+
+
+def _powers_of_two(logits: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return exponents z, of which the largest is 0; softmax(logits / temperature) = 2^z / sum 2^z; and that sum."""
+    z = (logits - logits.amax(-1, keepdim=True)).mul_(LOG2_E / temperature)
+    powers = torch.exp2(z)
+    mass = powers.sum(-1, keepdim=True)
+    return z, powers.div_(mass), mass
