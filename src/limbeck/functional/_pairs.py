@@ -84,7 +84,7 @@ def _composed(logits: Tensor, target_logits: Tensor, weight: Tensor, mask: Tenso
     if terms.mse_weight != 0:
         s_mse = s if terms.mse_reaches_logits else s.detach()
         factor = _mse_factor(mass, mask, terms) / terms.mse_temperature**2
-        values = values + factor * _centred_mse(s_mse, t, u, mass)
+        values = values + factor * _half_spread(s_mse, t, u, mass)
     if terms.ce_weight != 0:
         log_q = torch.log_softmax(tempered(s, terms.ce_temperature), -1)
         p = torch.softmax(tempered(t.detach(), terms.ce_temperature), -1)
@@ -94,11 +94,12 @@ def _composed(logits: Tensor, target_logits: Tensor, weight: Tensor, mask: Tenso
     return reduce(values, terms.reduction, _count(mass, mask))
 
 
-def _centred_mse(s: Tensor, t: Tensor, u: Tensor, mass: Tensor) -> Tensor:
+def _half_spread(s: Tensor, t: Tensor, u: Tensor, mass: Tensor) -> Tensor:
+    """1/2 sum_j u_j (d_j - mu)^2; times S it is the weighted MSE."""
     gap = (s - t).masked_fill(u == 0, 0.0)
     mean = (u * gap).sum(-1) / _positive(mass)
-    mse = 0.5 * mass * (u * (gap - mean.unsqueeze(-1)) ** 2).sum(-1)
-    return torch.where(torch.isinf(gap).any(-1), torch.inf, mse)  # a class that one side alone excludes
+    spread = 0.5 * (u * (gap - mean.unsqueeze(-1)) ** 2).sum(-1)
+    return torch.where(torch.isinf(gap).any(-1), torch.inf, spread)  # a class that one side alone excludes
 
 
 def _positive(x: Tensor) -> Tensor:
@@ -110,16 +111,16 @@ def _count(mass: Tensor, mask: Tensor | None) -> Tensor | float:
     return float(mass.numel()) if mask is None else mask.sum().clamp_min(1).to(mass.dtype)
 
 
-def _mse_factor(mass: Tensor, mask: Tensor | None, terms: Terms) -> Tensor | float:
-    """What each sample's weighted MSE is multiplied by, such that the mean over samples is the normalised value."""
+def _mse_factor(mass: Tensor, mask: Tensor | None, terms: Terms) -> Tensor:
+    """What each sample's half spread is multiplied by, S included, so that the mean over samples is the value."""
     if isinstance(terms.normalizer, Tensor):
-        return terms.mse_weight * _count(mass, mask) / terms.normalizer.detach().to(mass.dtype)
+        return mass * (terms.mse_weight * _count(mass, mask) / terms.normalizer.detach().to(mass.dtype))
     if terms.normalizer == "weights":
         taking_part = mass if mask is None else mass * mask
-        return terms.mse_weight * _count(mass, mask) / _positive((taking_part * taking_part).sum())
+        return mass * (terms.mse_weight * _count(mass, mask) / _positive((taking_part * taking_part).sum()))
     if terms.normalizer == "row":
-        return terms.mse_weight / _positive(mass * mass)
-    return terms.mse_weight
+        return terms.mse_weight / _positive(mass)  # S / S^2, without the square, which may underflow
+    return mass * terms.mse_weight
 
 
 # --- gradients in the forward pass ------------------------------------------------------------------------
@@ -261,7 +262,7 @@ def _plan(u: Tensor, mask: Tensor | None, terms: Terms, careful: bool) -> _Plan:
         mass = mass.unsqueeze(-1)
         return _Plan(mass, mass / squares, terms.ce_weight * total / count, None)
     share = 1.0 / _count(mass, mask) if terms.reduction == "mean" else 1.0
-    mse = mass * (_mse_factor(mass, mask, terms) * share / terms.mse_temperature**2)
+    mse = _mse_factor(mass, mask, terms) * share / terms.mse_temperature**2
     mse, mass = mse.unsqueeze(-1), mass.unsqueeze(-1)
     if mask is None:
         return _Plan(mass, mse, terms.ce_weight * share, None)
