@@ -7,9 +7,6 @@ smooth factor gamma. "GKL" is the loss of arXiv 2503.08038, not the Bregman "gen
 
 from __future__ import annotations
 
-import warnings
-from contextlib import suppress
-
 import torch
 from torch import Tensor
 
@@ -23,6 +20,14 @@ from limbeck.functional._check import (
     widest,
 )
 from limbeck.functional._pairs import Normalizer, Terms, pair_divergence
+from limbeck.functional._rows import (
+    check_mask,
+    check_normalizer,
+    check_rows,
+    class_rows,
+    powered,
+    without_left_out,
+)
 
 
 @full_precision
@@ -60,7 +65,7 @@ def weighted_mse(logits: Tensor, target_logits: Tensor, weight: Tensor, *, reduc
         arXiv 2305.13948, first part of Eq. 5; the form that Algorithm 2 of arXiv 2503.08038 gives for S = 1.
     """
     check_pair(logits, target_logits)
-    _check_rows("weight", weight, logits)
+    check_rows("weight", weight, logits)
     check_reduction(reduction)
     return pair_divergence(logits, target_logits, weight, None, Terms(1.0, 0.0, 1.0, 1.0, True, "samples", reduction))
 
@@ -130,7 +135,7 @@ def dkl_divergence(
         dtype = widest(logits, target_logits)
         weight = torch.softmax(target_logits.detach().to(dtype) / temperature, -1).detach()
     else:
-        _check_rows("weight", weight, logits)
+        check_rows("weight", weight, logits)
     terms = Terms(mse_weight, ce_weight, temperature, temperature, symmetric, "samples", reduction)
     value = pair_divergence(logits, target_logits, weight, None, terms)
     return value * temperature**2 if scale_by_t2 else value
@@ -271,9 +276,9 @@ def gkl_divergence(
     check_positive("temperature", temperature)
     check_reduction(reduction)
     check_normalizer(normalizer, weight_power)
-    _check_mask(mask, logits)
-    labels = _without(labels, mask)
-    weight = _powered(class_rows(prior, labels, logits), weight_power, fresh=labels is not None)
+    check_mask(mask, logits)
+    labels = without_left_out(labels, mask)
+    weight = powered(class_rows(prior, labels, logits), weight_power, fresh=labels is not None)
     terms = Terms(mse_weight, ce_weight, 1.0, temperature, True, normalizer, reduction)
     return pair_divergence(logits, target_logits, weight, mask, terms)
 
@@ -316,96 +321,9 @@ def gkl_normalizer(
     with torch.no_grad():
         if labels is not None and not labels.is_floating_point():  # one sum per class, read by label
             check_integer_labels(labels, labels.shape, len(prior))
-            mass = _powered(prior, weight_power, fresh=False).to(widest(prior)).sum(-1)[labels.long()]
+            mass = powered(prior, weight_power, fresh=False).to(widest(prior)).sum(-1)[labels.long()]
         else:
             rows = prior if labels is None else class_rows(prior, labels, labels)
-            mass = _powered(rows, weight_power, fresh=labels is not None).to(widest(prior)).sum(-1)
+            mass = powered(rows, weight_power, fresh=labels is not None).to(widest(prior)).sum(-1)
         squares = mass * mass
         return (squares if mask is None else squares.masked_fill(~mask, 0.0)).sum()
-
-
-def _without(labels: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """Labels of samples that are left out may be anything, -100 too."""
-    if labels is None or mask is None or labels.shape[: mask.dim()] != mask.shape:
-        return labels
-    return labels.masked_fill(~(mask.unsqueeze(-1) if labels.is_floating_point() else mask), 0)
-
-
-def class_rows(prior: Tensor, labels: Tensor | None, logits: Tensor) -> Tensor:
-    """One un-powered row per sample."""
-    if labels is None:
-        _check_rows("prior", prior, logits)
-        return prior
-    classes = logits.shape[-1]
-    _check_tensors(prior=prior, labels=labels)
-    if prior.shape != (classes, classes):
-        raise ValueError(
-            f"`prior` expected the (C, C) table {(classes, classes)} that `labels` read, got {tuple(prior.shape)}; "
-            "without `labels` it is one row per sample"
-        )
-    if labels.is_floating_point():
-        if labels.shape != logits.shape:
-            raise ValueError(
-                f"soft `labels` (floats) expected the shape {tuple(logits.shape)}, got {tuple(labels.shape)}; class "
-                "indices are integers: `labels.long()`"
-            )
-        dtype = widest(prior, labels)
-        return labels.detach().to(dtype) @ prior.detach().to(dtype)
-    samples = logits.shape[:-1]
-    if (
-        labels.dtype == torch.int64
-        and labels.shape == samples
-        and len(samples) == 1
-        and not torch.compiler.is_compiling()
-    ):
-        with suppress(IndexError):  # on a CPU the read checks the range by itself; what is wrong is said below
-            return prior.detach().index_select(0, labels)
-    check_integer_labels(labels, samples, classes)
-    return prior.detach().index_select(0, labels.reshape(-1).long()).view(logits.shape)
-
-
-def _powered(rows: Tensor, power: float, *, fresh: bool) -> Tensor:
-    """rows ** power, in place where the rows are a copy of our own."""
-    if not power >= 0:
-        raise ValueError(f"`weight_power` expected a number of at least 0, got {power}")
-    if power == 1:
-        return rows
-    rows = rows.detach().to(widest(rows))
-    return rows.pow_(power) if fresh else rows.pow(power)
-
-
-def _check_tensors(**given: object) -> None:
-    for name, value in given.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"`{name}` expected a tensor, got {type(value).__name__}")
-
-
-def _check_rows(name: str, rows: Tensor, logits: Tensor) -> None:
-    _check_tensors(**{name: rows})
-    if rows.shape != logits.shape:
-        raise ValueError(f"`{name}` expected one row per sample, shape {tuple(logits.shape)}, got {tuple(rows.shape)}")
-
-
-def check_normalizer(normalizer: Normalizer | Tensor, weight_power: float) -> None:
-    """A known word or a 0-d tensor; warn where the choice scales the loss with the number of classes."""
-    if isinstance(normalizer, Tensor):
-        if normalizer.dim() != 0:
-            raise ValueError(f"`normalizer` expected a word or a 0-d tensor, got shape {tuple(normalizer.shape)}")
-    elif normalizer not in ("weights", "row", "samples"):
-        raise ValueError(f"`normalizer` expected 'weights', 'row', 'samples' or a 0-d tensor, got {normalizer!r}")
-    elif normalizer == "samples" and weight_power != 1:
-        warnings.warn(
-            f"`normalizer='samples'` with `weight_power={weight_power}` scales the weighted MSE by up to C squared; "
-            "use 'weights' or 'row'",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _check_mask(mask: Tensor | None, logits: Tensor) -> None:
-    if mask is None:
-        return
-    if mask.dtype != torch.bool:
-        raise TypeError(f"`mask` expected bool, True where the sample takes part, got {mask.dtype}")
-    if mask.shape != logits.shape[:-1]:
-        raise ValueError(f"`mask` expected the shape {tuple(logits.shape[:-1])}, got {tuple(mask.shape)}")

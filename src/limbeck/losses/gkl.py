@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck import functional
 from limbeck.functional._check import Reduction, check_positive, check_range, widest
 from limbeck.functional._pairs import Normalizer
-from limbeck.functional.gkl import check_normalizer, class_rows
+from limbeck.functional._rows import check_normalizer, class_rows
 from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_prior import ClassPrior
 from limbeck.losses.presets import PresetName, preset_options
