@@ -1,4 +1,4 @@
-"""Networks: their sizes, their seeds, and that the head of the features is the forward pass."""
+"""The networks that have a width and a depth, and what `build_model` promises of every network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from limbeck.config import ModelOptions
+from limbeck.errors import UserError
 from limbeck.models import MODELS, build_model
 
 SMALL, LARGE = (1, 8, 8), (3, 32, 32)
+SIZED = ["mlp", "convnet"]
 
 
 def build(name="convnet", *, image_shape=SMALL, num_classes=10, seed=0, **sizes):
@@ -24,7 +26,13 @@ def parameters(model: nn.Module) -> int:
 
 
 def test_every_name_of_the_configuration_has_a_network():
-    assert list(MODELS) == list(typing.get_args(ModelOptions.model_fields["name"].annotation))
+    names = typing.get_args(ModelOptions.model_fields["name"].annotation)
+    assert [*MODELS, "custom"] == list(names)
+
+
+def test_a_users_own_module_has_no_name_to_build_it_from():
+    with pytest.raises(UserError, match=r"^the network of this run is the user's own module: call limbeck\.fit again$"):
+        build("custom")
 
 
 @pytest.mark.parametrize(("width", "depth"), [(16, 1), (16, 2), (5, 3)])
@@ -44,12 +52,12 @@ def test_the_convnet_has_the_parameters_of_its_formula(width, depth):
     assert model.head.in_features == channels[-1]
 
 
-def test_parameters_are_counted():
-    assert parameters(build("mlp", width=16, depth=2)) == 1514
-    assert parameters(build("convnet", width=16, depth=2)) == 5178
+@pytest.mark.parametrize(("name", "expected"), [("mlp", 1514), ("convnet", 5178)])
+def test_the_default_width_is_16_and_the_default_depth_2(name, expected):
+    assert parameters(build(name)) == parameters(build(name, width=16, depth=2)) == expected
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SIZED)
 @pytest.mark.parametrize("image_shape", [SMALL, LARGE, (1, 28, 28), (2, 7, 5)])
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_logits_are_the_head_of_the_features(name, image_shape, depth):
@@ -61,7 +69,20 @@ def test_logits_are_the_head_of_the_features(name, image_shape, depth):
     assert torch.equal(model(images), model.head(features))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mlp", {"stem": (2, 784), "stage1": (2, 16), "stage2": (2, 16), "stage3": (2, 16), "pooled": (2, 16)}),
+        ("convnet", {"stem": (2, 16, 28, 28), "stage1": (2, 32, 14, 14), "stage2": (2, 64, 7, 7), "pooled": (2, 64)}),
+    ],
+)
+def test_stages_have_names_and_shapes(name, expected):
+    model = build(name, image_shape=(1, 28, 28), depth=3)
+    outputs = model.forward_stages(torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)))
+    assert {stage: tuple(output.shape) for stage, output in outputs.items()} == expected
+
+
+@pytest.mark.parametrize("name", [*SIZED, "resnet8"])
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name):
     one, same, other = (
         build(name, seed=4).state_dict(),
@@ -73,7 +94,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name):
     assert any(not torch.equal(one[k], other[k]) for k in one if k.startswith("features"))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*SIZED, "resnet8"])
 def test_weights_do_not_depend_on_the_random_state_and_leave_it_alone(name):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -85,7 +106,7 @@ def test_weights_do_not_depend_on_the_random_state_and_leave_it_alone(name):
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*SIZED, "resnet8"])
 def test_dropout_acts_on_the_head_in_training_only(name):
     model = build(name, dropout=0.5)
     images = torch.rand(6, *SMALL, generator=torch.Generator().manual_seed(0))
@@ -98,7 +119,7 @@ def test_dropout_acts_on_the_head_in_training_only(name):
     assert torch.equal(model(images), model(images))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*SIZED, "resnet8"])
 def test_without_dropout_training_draws_nothing(name):
     """So that a run does not depend on torch's random state unless it asks to."""
     model = build(name, dropout=0.0)
@@ -107,7 +128,7 @@ def test_without_dropout_training_draws_nothing(name):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*SIZED, "resnet8"])
 def test_every_parameter_receives_a_gradient(name):
     model = build(name)
     images = torch.rand(8, *SMALL, generator=torch.Generator().manual_seed(0))

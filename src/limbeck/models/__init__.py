@@ -1,30 +1,54 @@
-"""Networks by name. A network maps images to logits, and offers `forward_features` and `head`."""
+"""Networks by name. A network maps images to logits, and offers its stages, `forward_features` and `head`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
+from limbeck.errors import UserError
 from limbeck.models.convnet import convnet
 from limbeck.models.mlp import mlp
 from limbeck.models.network import Network
+from limbeck.models.resnet import BasicBlock, Bottleneck, resnet_cifar, resnet_imagenet
 
 if TYPE_CHECKING:
     from limbeck.config import ModelOptions
 
 __all__ = ["MODELS", "Network", "build_model"]
 
+# Called with the image's shape (C, H, W), the number of classes, and by name `dropout`; mlp and convnet also with
+# `width` and `depth`.
+Constructor = Callable[..., Network]
 
-class Constructor(Protocol):
-    """What an entry of `MODELS` is called with."""
+# Channels of the stem and of each stage.
+_TIMES_4 = (32, 64, 128, 256)
+_BASIC = (64, 64, 128, 256, 512)
+_BOTTLENECK = (64, 256, 512, 1024, 2048)
 
-    def __call__(
-        self, image_shape: tuple[int, int, int], num_classes: int, *, width: int, depth: int, dropout: float
-    ) -> Network: ...
+_RESNEXT_BLOCK = partial(Bottleneck, reduction=2, groups=32)
 
-
-MODELS: dict[str, Constructor] = {"mlp": mlp, "convnet": convnet}
+MODELS: dict[str, Constructor] = {
+    "mlp": mlp,
+    "convnet": convnet,
+    "resnet8": partial(resnet_cifar, blocks=(1, 1, 1)),
+    "resnet14": partial(resnet_cifar, blocks=(2, 2, 2)),
+    "resnet20": partial(resnet_cifar, blocks=(3, 3, 3)),
+    "resnet32": partial(resnet_cifar, blocks=(5, 5, 5)),
+    "resnet44": partial(resnet_cifar, blocks=(7, 7, 7)),
+    "resnet56": partial(resnet_cifar, blocks=(9, 9, 9)),
+    "resnet110": partial(resnet_cifar, blocks=(18, 18, 18)),
+    "resnet8x4": partial(resnet_cifar, blocks=(1, 1, 1), channels=_TIMES_4),
+    "resnet32x4": partial(resnet_cifar, blocks=(5, 5, 5), channels=_TIMES_4),
+    "resnet18_cifar": partial(resnet_cifar, blocks=(2, 2, 2, 2), channels=_BASIC),
+    "resnet50_cifar": partial(resnet_cifar, blocks=(3, 4, 6, 3), channels=_BOTTLENECK, block=Bottleneck),
+    "resnet18": partial(resnet_imagenet, blocks=(2, 2, 2, 2), channels=_BASIC, block=BasicBlock),
+    "resnet34": partial(resnet_imagenet, blocks=(3, 4, 6, 3), channels=_BASIC, block=BasicBlock),
+    "resnet50": partial(resnet_imagenet, blocks=(3, 4, 6, 3), channels=_BOTTLENECK, block=Bottleneck),
+    "resnext101_32x4d": partial(resnet_imagenet, blocks=(3, 4, 23, 3), channels=_BOTTLENECK, block=_RESNEXT_BLOCK),
+}
 
 
 def build_model(options: ModelOptions, *, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Network:
@@ -39,14 +63,19 @@ def build_model(options: ModelOptions, *, image_shape: tuple[int, int, int], num
     Returns:
         The network, in training mode. torch's random state is as before.
 
+    Raises:
+        UserError: The network of the options is a user's own, which no name can build.
+
     Example:
         >>> from limbeck.config import ModelOptions
         >>> model = build_model(ModelOptions(name="mlp"), image_shape=(1, 8, 8), num_classes=10, seed=0)
         >>> model(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    constructor = MODELS[options.name]
+    if options.name == "custom":
+        raise UserError("the network of this run is the user's own module: call limbeck.fit again")
+    sizes = {key: size for key, size in (("width", options.width), ("depth", options.depth)) if size is not None}
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the accelerators too.
         torch.default_generator.manual_seed(seed)
-        return constructor(image_shape, num_classes, width=options.width, depth=options.depth, dropout=options.dropout)
+        return MODELS[options.name](image_shape, num_classes, dropout=options.dropout, **sizes)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import nn
 
+from limbeck.models.layers import conv_bn, conv_bn_relu, global_pool
 from limbeck.models.network import Network
 
 
-def convnet(image_shape: tuple[int, int, int], num_classes: int, *, width: int, depth: int, dropout: float) -> Network:
+def convnet(
+    image_shape: tuple[int, int, int], num_classes: int, *, width: int = 16, depth: int = 2, dropout: float = 0.0
+) -> Network:
     """Build `depth` stages (3x3 convolution, BatchNorm, ReLU) with pooling between, global pooling, and the head.
 
-    The first stage has `width` channels, each next one twice as many on half the side.
+    The first stage, which is the stem, has `width` channels, each next one twice as many on half the side.
 
     Args:
         image_shape: `(C, H, W)`.
@@ -22,15 +27,12 @@ def convnet(image_shape: tuple[int, int, int], num_classes: int, *, width: int, 
     Returns:
         A network with `width * 2 ** (depth - 1)` features.
     """
-    layers: list[nn.Module] = []
-    channels = image_shape[0]
-    for stage in range(depth):
-        if stage:
-            # Rounding up keeps one pixel however deep the network is.
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))
-        wider = width * 2**stage
-        # BatchNorm subtracts the mean, so a bias before it would do nothing.
-        layers += [nn.Conv2d(channels, wider, 3, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
-        channels = wider
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return Network(nn.Sequential(*layers), channels, num_classes, dropout)
+    stages: dict[str, nn.Module] = {"stem": conv_bn_relu(image_shape[0], width, 3)}
+    channels = width
+    for stage in range(1, depth):
+        # Rounding up keeps one pixel however deep the network is.
+        pool = nn.MaxPool2d(2, ceil_mode=True)
+        layers = OrderedDict(pool=pool, **conv_bn(channels, 2 * channels, 3), relu=nn.ReLU())
+        stages[f"stage{stage}"] = nn.Sequential(layers)
+        channels *= 2
+    return Network({**stages, "pooled": global_pool()}, channels, num_classes, dropout)

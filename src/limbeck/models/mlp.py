@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 from torch import nn
 
 from limbeck.models.network import Network
 
 
-def mlp(image_shape: tuple[int, int, int], num_classes: int, *, width: int, depth: int, dropout: float) -> Network:
+def mlp(
+    image_shape: tuple[int, int, int], num_classes: int, *, width: int = 16, depth: int = 2, dropout: float = 0.0
+) -> Network:
     """Build `depth` hidden layers (linear, BatchNorm, ReLU) of `width` units, and the head.
 
     Args:
@@ -20,12 +23,13 @@ def mlp(image_shape: tuple[int, int, int], num_classes: int, *, width: int, dept
         dropout: Before the head.
 
     Returns:
-        A network with `width` features.
+        A network with `width` features. Its stem flattens the images, each hidden layer is a stage.
     """
-    layers: list[nn.Module] = [nn.Flatten()]
+    stages: dict[str, nn.Module] = {"stem": nn.Flatten()}
     size = math.prod(image_shape)
-    for _ in range(depth):
+    for stage in range(1, depth + 1):
         # BatchNorm subtracts the mean, so a bias before it would do nothing.
-        layers += [nn.Linear(size, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        linear = nn.Linear(size, width, bias=False)
+        stages[f"stage{stage}"] = nn.Sequential(OrderedDict(linear=linear, bn=nn.BatchNorm1d(width), relu=nn.ReLU()))
         size = width
-    return Network(nn.Sequential(*layers), size, num_classes, dropout)
+    return Network({**stages, "pooled": nn.Identity()}, size, num_classes, dropout)

@@ -1,0 +1,44 @@
+"""Layers that several networks are made of, and how their weights start."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+
+def convolution(incoming: int, outgoing: int, size: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Build a convolution that keeps the side at stride 1; BatchNorm follows or went before, so it has no bias."""
+    return nn.Conv2d(incoming, outgoing, size, stride=stride, padding=size // 2, groups=groups, bias=False)
+
+
+def conv_bn(
+    incoming: int, outgoing: int, size: int, *, stride: int = 1, groups: int = 1
+) -> OrderedDict[str, nn.Module]:
+    """Build the layers `conv` and `bn` of a `Sequential`."""
+    conv = convolution(incoming, outgoing, size, stride=stride, groups=groups)
+    return OrderedDict(conv=conv, bn=nn.BatchNorm2d(outgoing))
+
+
+def conv_bn_relu(incoming: int, outgoing: int, size: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Build `conv`, `bn` and `relu`."""
+    layers = conv_bn(incoming, outgoing, size, stride=stride, groups=groups)
+    return nn.Sequential(OrderedDict(**layers, relu=nn.ReLU()))
+
+
+def global_pool() -> nn.Sequential:
+    """Build the average over all positions, `(N, D, H, W)` to `(N, D)`, whatever the image's side."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def kaiming_init(network: nn.Module) -> None:
+    """Draw each convolution from N(0, 2 / (side² · outgoing)) and set its bias to 0; linear layers stay as they are.
+
+    The published code of ResNets calls this `kaiming_normal_` with `fan_out`, that of WRN, VGG and MobileNetV2 writes
+    the formula out. BatchNorm already starts at scale 1 and shift 0.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
