@@ -6,19 +6,20 @@ import pytest
 import torch
 
 from limbeck.config import AugmentOptions
-from limbeck.data import augment
+from limbeck.data import Pixels, augment, normalise
 from limbeck.data.draws import integers
 
 H, W = 6, 5
-BLACK = (-0.8, 2.5)
+PIXELS = Pixels(maximum=200, mean=(0.25, 0.5), std=(0.5, 2.0))
 
 
 def images_of(n: int) -> torch.Tensor:
-    return 1 + torch.arange(n * 2.0 * H * W).view(n, 2, H, W)
+    """No pixel is black, and no two images are the same."""
+    return (1 + torch.arange(n * 2 * H * W) * 37 % 199).to(torch.uint8).view(n, 2, H, W)
 
 
-def view(images, options, indices, *, seed=3, epoch=2, black=BLACK):
-    return augment(images, options, seed=seed, epoch=epoch, indices=indices, black=black)
+def view(images, options, indices, *, seed=3, epoch=2):
+    return augment(images, options, pixels=PIXELS, seed=seed, epoch=epoch, indices=indices)
 
 
 def draw(name: str, index: int, high: int, size: tuple[int, ...] = ()) -> list[int] | int:
@@ -26,15 +27,16 @@ def draw(name: str, index: int, high: int, size: tuple[int, ...] = ()) -> list[i
 
 
 def twin(image: torch.Tensor, options: AugmentOptions, index: int) -> torch.Tensor:
-    """Pixel by pixel: pad, crop, flip, cut out."""
+    """Pixel by pixel: pad with black, crop, flip, normalise, cut out."""
     p = options.crop_padding
     (down,), (right,) = draw("crop", index, 2 * p + 1, (2, 1))
     flipped = options.flip and draw("flip", index, 2) == 1
     centre = draw("cutout row", index, H), draw("cutout column", index, W)
-    out = torch.empty_like(image)
+    out = torch.empty(image.shape)
     for c in range(2):
-        padded = torch.full((H + 2 * p, W + 2 * p), BLACK[c])
+        padded = torch.zeros((H + 2 * p, W + 2 * p))
         padded[p : p + H, p : p + W] = image[c]
+        padded = (padded / 200 - PIXELS.mean[c]) / PIXELS.std[c]
         for y in range(H):
             for x in range(W):
                 out[c, y, x] = padded[down + y, right + (W - 1 - x if flipped else x)]
@@ -75,7 +77,9 @@ def test_samples_epochs_and_seeds_have_views_of_their_own():
 
 def test_half_of_the_images_are_flipped():
     images = images_of(1).expand(4000, -1, -1, -1)
-    flipped = (view(images, AugmentOptions(flip=True), torch.arange(4000)) == images.flip(3)).all(dim=(1, 2, 3))
+    flipped = (view(images, AugmentOptions(flip=True), torch.arange(4000)) == normalise(images.flip(3), PIXELS)).all(
+        dim=(1, 2, 3)
+    )
     assert abs(flipped.double().mean() - 0.5) < 5 * 0.5 / 4000**0.5
 
 
@@ -87,16 +91,12 @@ def test_every_crop_is_as_frequent():
     assert (counts - 1000).abs().max() < 5 * (9000 / 9 * 8 / 9) ** 0.5
 
 
-def test_padding_before_normalising_is_padding_with_black():
-    pixels, mean, std = torch.rand(30, 1, 6, 6, generator=torch.Generator().manual_seed(0)), 0.3, 0.4
-    options, indices = AugmentOptions(crop_padding=2), torch.arange(30)
-    raw = view(pixels, options, indices, black=(0.0,))
-    torch.testing.assert_close((raw - mean) / std, view((pixels - mean) / std, options, indices, black=(-mean / std,)))
-
-
-def test_nothing_asked_for_is_nothing_done():
+def test_nothing_asked_for_is_normalising():
     images = images_of(3)
-    assert view(images, AugmentOptions(), torch.arange(3)) is images
+    expected = (images.double() / 200 - torch.tensor([0.25, 0.5]).view(2, 1, 1)) / torch.tensor([0.5, 2.0]).view(
+        2, 1, 1
+    )
+    torch.testing.assert_close(view(images, AugmentOptions(), torch.arange(3)).double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [EVERYTHING, AugmentOptions(flip=True), AugmentOptions(cutout=3)])

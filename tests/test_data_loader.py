@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.data import Source, epoch_batches, steps_per_epoch
+from limbeck.data import Pixels, Source, epoch_batches, steps_per_epoch
 
 
 def source_of(n: int) -> Source:
-    return Source(torch.arange(n * 4.0).view(n, 1, 2, 2), torch.arange(n) % 3)
+    images = (torch.arange(n * 4) % 251).to(torch.uint8).view(n, 1, 2, 2)
+    return Source(images, torch.arange(n) % 3, Pixels(255, (0.5,), (0.5,)))
 
 
 def batches(n: int = 50, **options):

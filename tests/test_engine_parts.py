@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from limbeck.config import OptimizerOptions, ScheduleOptions
-from limbeck.data import Source
+from limbeck.data import Pixels, Source
 from limbeck.engine import run_folder
 from limbeck.engine.checkpoint import save_checkpoint
 from limbeck.engine.log import LineFile, NotFinite, RunningMeans
@@ -229,15 +229,17 @@ def test_quarters_run_from_the_samples_the_teacher_is_least_sure_of():
 def test_predict_is_in_eval_mode_without_a_trace_on_the_model():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    source = Source(torch.randn(2500, 1, 2, 2), torch.zeros(2500, dtype=torch.int64))
+    images = torch.randint(256, (2500, 1, 2, 2), dtype=torch.uint8)
+    source = Source(images, torch.zeros(2500, dtype=torch.int64), Pixels(255, (0.5,), (0.25,)))
     logits = predict(model, source)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    torch.testing.assert_close(logits, model.eval()(source.images).detach())
+    torch.testing.assert_close(logits, model.eval()((images / 255 - 0.5) / 0.25).detach())
 
 
 def test_logits_that_are_not_finite_are_an_error():
-    source = Source(torch.full((3, 1, 1, 1), float("inf")), torch.zeros(3, dtype=torch.int64))
+    images = torch.zeros(3, 1, 1, 1, dtype=torch.uint8)
+    source = Source(images, torch.zeros(3, dtype=torch.int64), Pixels(255, (float("inf"),), (1.0,)))
     with pytest.raises(UserError, match="not finite"):
         predict(nn.Sequential(nn.Flatten(), nn.Linear(1, 2)), source)
 

@@ -20,11 +20,12 @@ PACKAGE = Path(limbeck.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 COMMAND_LINE = {"__main__", "cli", "commands", "demo", "listings", "present"}
-SETTINGS = {"config", "errors"}
+SETTINGS = {"config", "config_terms", "errors"}
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"config_terms", "errors"},
+    "config_terms": set(),
     "config_errors": SETTINGS,
     "config_files": {"config_errors"} | SETTINGS,
     "kernels": set(),
@@ -41,7 +42,13 @@ ARROWS: dict[str, set[str]] = {
 }
 TORCH_ALONE = {"functional", "kernels", "losses", "adversary", "models", "data", "objectives"}
 TORCH_NEVER = {"analysis"}
-QUICK = {"errors", "config", "config_errors", "config_files"} | COMMAND_LINE  # help and errors must answer at once
+QUICK = {
+    "errors",
+    "config",
+    "config_terms",
+    "config_errors",
+    "config_files",
+} | COMMAND_LINE  # help and errors must answer at once
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 OPTIONAL = {"scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}  # imported where they are used
 

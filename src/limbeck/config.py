@@ -1,204 +1,115 @@
 """What a run is made of: frozen models of every option. Imports no torch, so that help and errors answer at once.
 
-YAML and the command line are read in `config_files.py`. A loss's options are declared once, here; a test asserts
-that its constructor has the same names, order and defaults.
+YAML and the command line are read in `config_files.py`, the terms of a loss are in `config_terms.py`.
 """
 
 from __future__ import annotations
 
-import difflib
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from limbeck.config_terms import (
+    TERMS,
+    CrossEntropyTerm,
+    DivergenceTerm,
+    DKLTerm,
+    Fraction,
+    GKLTerm,
+    IKLTerm,
+    JSTerm,
+    KLTerm,
+    NonNegative,
+    Options,
+    Positive,
+    ReverseKLTerm,
+    Term,
+    TermOptions,
+    did_you_mean,
+)
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+__all__ = [
+    "OWN_TEST",
+    "SIZED_MODELS",
+    "TERMS",
+    "AugmentOptions",
+    "CompareOptions",
+    "Contender",
+    "CrossEntropyTerm",
+    "DKLTerm",
+    "DataOptions",
+    "DivergenceTerm",
+    "Fraction",
+    "GKLTerm",
+    "IKLTerm",
+    "JSTerm",
+    "KLTerm",
+    "ModelOptions",
+    "NonNegative",
+    "OptimizerOptions",
+    "Options",
+    "Positive",
+    "PublishedColumn",
+    "Recipe",
+    "ReverseKLTerm",
+    "SaveOptions",
+    "ScheduleOptions",
+    "TeacherOptions",
+    "Term",
+    "TermOptions",
+    "TrainOptions",
+    "did_you_mean",
+]
+
+Fraction100 = Annotated[float, Field(ge=0, le=100)]  # in percent
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # rows become folders and parts of --set paths
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the way out of a misspelling: the nearest known word, or all of them when none is near.
-
-    >>> did_you_mean("temprature", ["name", "temperature"])
-    'did you mean `temperature`?'
-    >>> did_you_mean("lr", ["name", "momentum"])
-    'expected one of `name`, `momentum`'
-    """
-    spellings = {option.lower(): option for option in known}
-    nearest = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.55)
-    if nearest:
-        return f"did you mean `{spellings[nearest[0]]}`?"
-    return "expected one of " + ", ".join(f"`{option}`" for option in spellings.values())
-
-
-class Options(BaseModel):
-    """Base of all: frozen, and a key that it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_keys(cls, data: Any) -> Any:
-        """Name the nearest known key, and refuse `epochs: true`: pydantic does neither (it reads true as 1)."""
-        for key, value in data.items() if isinstance(data, dict) else ():
-            field = cls.model_fields.get(key)
-            if field is None:
-                hint = did_you_mean(str(key), cls.model_fields)
-                raise PydanticCustomError("unknown_key", "unknown key `{key}`; {hint}", {"key": str(key), "hint": hint})
-            if isinstance(value, bool) and field.annotation is not bool:
-                shown = str(value).lower()
-                raise PydanticCustomError("bool", "expected no boolean, got {shown}", {"key": key, "shown": shown})
-        return data
-
-
-# --- losses -----------------------------------------------------------------------------------------------
-
-
-class TermOptions(Options):
-    """What every term of the objective has, whatever its loss."""
-
-    formula: ClassVar[str]  # per sample: p_t teacher, p_s student
-    name: str
-    weight: NonNegative = Field(1.0, description="Factor of the term.")
-    warmup_epochs: NonNegative = Field(
-        0.0,
-        description="The factor rises to `weight` over these epochs: min(epoch / warmup_epochs, 1), epochs from 1.",
-    )
-    decay: Literal["none", "linear", "cosine"] = Field(
-        "none", description="How the factor falls, from the end of the warm-up to 0 after the last epoch."
-    )
-
-
-class CrossEntropyTerm(TermOptions):
-    """Cross-entropy with the labels."""
-
-    formula: ClassVar[str] = "−log p_s[y]"
-    name: Literal["cross_entropy"] = "cross_entropy"
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Mass moved to the uniform distribution."
-    )
-
-
-class KLTerm(TermOptions):
-    """KL(teacher || student). Hinton's distillation has `scale_by_t2: true`."""
-
-    formula: ClassVar[str] = "Σ p_t log(p_t / p_s)"
-    name: Literal["kl"] = "kl"
-    temperature: Positive = Field(1.0, description="Divides both logits.")
-    scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
-
-
-class ReverseKLTerm(TermOptions):
-    """KL(student || teacher)."""
-
-    formula: ClassVar[str] = "Σ p_s log(p_s / p_t)"
-    name: Literal["reverse_kl"] = "reverse_kl"
-    temperature: Positive = Field(1.0, description="Divides both logits.")
-    scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
-
-
-class JSTerm(TermOptions):
-    """Generalised Jensen-Shannon divergence."""
-
-    formula: ClassVar[str] = "β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m),  m = β p_t + (1 − β) p_s"
-    name: Literal["js"] = "js"
-    beta: Fraction = Field(0.5, description="Share of the teacher in the mixture; 0 is KL, 1 is reverse KL.")
-    temperature: Positive = Field(1.0, description="Divides both logits.")
-    scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
-
-
-class DKLTerm(TermOptions):
-    """Decoupled KL: the gradients of KL, in two parts with a weight each."""
-
-    formula: ClassVar[str] = "mse_weight · ¼ ΣΣ w_i w_j (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
-    name: Literal["dkl"] = "dkl"
-    prior: Literal["class", "sample"] = Field(
-        "sample", description="Weights of the MSE: class means, or the sample's own softmax."
-    )
-    symmetric: bool = Field(False, description="Let the weighted MSE reach the student (break the asymmetry).")
-    mse_weight: NonNegative = Field(1.0, description="Factor of the weighted MSE, the quarter inside.")
-    ce_weight: NonNegative = Field(1.0, description="Factor of the soft cross-entropy.")
-    temperature: Positive = Field(1.0, description="Divides both logits in both parts.")
-    scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
-
-
-class IKLTerm(TermOptions):
-    """Improved KL (arXiv 2305.13948)."""
-
-    formula: ClassVar[str] = "mse_weight · ¼ ΣΣ w_i w_j (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
-    name: Literal["ikl"] = "ikl"
-    prior: Literal["class", "sample"] = Field(
-        "class", description="Weights of the MSE: class means, or the sample's own softmax."
-    )
-    mse_weight: NonNegative = Field(1.0, description="Factor of the weighted MSE, the quarter inside.")
-    ce_weight: NonNegative = Field(1.0, description="Factor of the soft cross-entropy.")
-    temperature: Positive = Field(1.0, description="Of the soft cross-entropy only; no squared factor.")
-    prior_temperature: Positive = Field(1.0, description="Of the softmax that the weights are made of.")
-    ramp_epochs: Annotated[int, Field(ge=0)] = Field(0, description="The loss rises over the first calls of refresh().")
-    normalizer: Literal["weights", "row", "samples"] = Field(
-        "samples", description="What the weighted MSE is divided by."
-    )
-
-
-class GKLTerm(TermOptions):
-    """Generalised KL (arXiv 2503.08038)."""
-
-    formula: ClassVar[str] = "mse_weight · ¼ ΣΣ (w_i w_j)^weight_power (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
-    name: Literal["gkl"] = "gkl"
-    prior: Literal["class", "sample"] = Field(
-        "class", description="Weights of the MSE: class means, or the sample's own softmax."
-    )
-    mse_weight: NonNegative = Field(1.0, description="Factor of the weighted MSE, the quarter inside.")
-    ce_weight: NonNegative = Field(1.0, description="Factor of the soft cross-entropy.")
-    weight_power: NonNegative = Field(
-        1.0, description="The papers' smooth factor gamma: weights are prior ** weight_power."
-    )
-    temperature: Positive = Field(1.0, description="Of the soft cross-entropy only; no squared factor.")
-    prior_temperature: Positive = Field(1.0, description="Of the softmax that the weights are made of.")
-    ramp_epochs: Annotated[int, Field(ge=0)] = Field(0, description="The loss rises over the first calls of refresh().")
-    normalizer: Literal["weights", "row", "samples"] = Field(
-        "weights", description="What the weighted MSE is divided by."
-    )
-
-
-DivergenceTerm = KLTerm | ReverseKLTerm | JSTerm | DKLTerm | IKLTerm | GKLTerm
-Term = Annotated[CrossEntropyTerm | DivergenceTerm, Field(discriminator="name")]
-
-TERMS: dict[str, type[TermOptions]] = {
-    "cross_entropy": CrossEntropyTerm,
-    "kl": KLTerm,
-    "reverse_kl": ReverseKLTerm,
-    "js": JSTerm,
-    "dkl": DKLTerm,
-    "ikl": IKLTerm,
-    "gkl": GKLTerm,
-}
 
 
 # --- data -------------------------------------------------------------------------------------------------
 
 
 class AugmentOptions(Options):
-    """Batched augmentations; each draw is a function of (seed, epoch, sample, name of the draw)."""
+    """Batched augmentations, in this order; each draw is a function of (seed, epoch, sample, name of the draw)."""
 
+    resized_crop: tuple[Positive, Positive] | None = Field(
+        None, description="Smallest and largest share of the area that a random crop, resized to the whole, may have."
+    )
     crop_padding: Annotated[int, Field(ge=0)] = Field(
         0, description="Random crop after zero padding by so many pixels."
     )
     flip: bool = Field(False, description="Horizontal flip with probability 1/2.")
+    auto_augment: bool = Field(False, description="One of the 25 sub-policies of CIFAR-10's AutoAugment per image.")
+    rand_augment_operations: Annotated[int, Field(ge=0)] = Field(
+        0, description="Operations of RandAugment per image; 0 is off."
+    )
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="Strength of RandAugment, of 30.")
     cutout: Annotated[int, Field(ge=0)] = Field(0, description="Side in pixels of a square set to the mean; 0 is off.")
     mixup: NonNegative = Field(0.0, description="Alpha of mixup's Beta distribution; 0 is off.")
     cutmix: NonNegative = Field(0.0, description="Alpha of cutmix's Beta distribution; 0 is off.")
+
+    @model_validator(mode="after")
+    def _areas(self) -> AugmentOptions:
+        if self.resized_crop and not self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            raise ValueError(f"`resized_crop` expected shares that rise, at most 1, got {list(self.resized_crop)}")
+        if self.resized_crop and self.crop_padding:
+            raise ValueError("expected one of `resized_crop` and `crop_padding`, got both")
+        return self
+
+
+OWN_TEST = ("cifar10", "cifar100")  # data sets that come with test images
+DEFAULT_TEST = 0.3
 
 
 class DataOptions(Options):
     """Which images, and how they are split. Nothing here is drawn from the run's seed: see `split_seed`."""
 
-    name: Literal["digits", "mnist5k"] = Field("digits", description="Data set; neither needs a download.")
+    name: Literal["digits", "mnist5k", "cifar10", "cifar100", "custom"] = Field(
+        "digits",
+        description="Data set; digits and mnist5k need no download, custom is what `limbeck.fit` was given.",
+    )
+    folder: str | None = Field(
+        None, description="Where the archives of cifar10 and cifar100 lie; null is $LIMBECK_DATA, or ./data."
+    )
     imbalance: Annotated[float, Field(ge=1)] = Field(
         1.0,
         description="Images of the largest class over those of the smallest, training split only; 1 is balanced.",
@@ -209,37 +120,105 @@ class DataOptions(Options):
     validation: Annotated[float, Field(ge=0, lt=0.9)] = Field(
         0.2, description="Fraction held out of the training part."
     )
-    test: Annotated[float, Field(gt=0, lt=0.9)] = Field(0.3, description="Fraction of all images kept for testing.")
+    test: Annotated[float, Field(gt=0, lt=0.9)] | None = Field(
+        None, description="Fraction kept for testing where the data set has no test images of its own; null is 0.3."
+    )
     split_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="Seed of the split, the same for all runs of a comparison."
     )
     augment: AugmentOptions = AugmentOptions()
 
+    @property
+    def test_share(self) -> float:
+        """The fraction of the images that is kept for testing; 0 where the test images are others."""
+        return 0.0 if self.name in OWN_TEST else DEFAULT_TEST if self.test is None else self.test
+
+    @model_validator(mode="after")
+    def _own_test_images(self) -> DataOptions:
+        if self.test is not None and self.name in OWN_TEST:
+            raise ValueError(f"`{self.name}` has test images of its own; `test` expected null, got {self.test}")
+        return self
+
 
 # --- networks ---------------------------------------------------------------------------------------------
+
+SIZED_MODELS = ("mlp", "convnet")  # those that have no fixed width and depth
 
 
 class ModelOptions(Options):
     """A network by name."""
 
-    name: Literal["mlp", "convnet"] = Field("convnet", description="Architecture.")
-    width: Annotated[int, Field(ge=1)] = Field(
-        16, description="Hidden units (mlp) or channels of the first stage (convnet)."
+    name: Literal[
+        "mlp",
+        "convnet",
+        "resnet8",
+        "resnet14",
+        "resnet20",
+        "resnet32",
+        "resnet44",
+        "resnet56",
+        "resnet110",
+        "resnet8x4",
+        "resnet32x4",
+        "wrn_16_1",
+        "wrn_16_2",
+        "wrn_40_1",
+        "wrn_40_2",
+        "vgg8",
+        "vgg13",
+        "mobilenet_v2",
+        "shufflenet_v1",
+        "shufflenet_v2",
+        "resnet18_cifar",
+        "resnet50_cifar",
+        "wrn_28_10",
+        "wrn_34_10",
+        "wrn_34_20",
+        "wrn_28_10_swish",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnext101_32x4d",
+        "mobilenet_v1",
+        "custom",
+    ] = Field("convnet", description="Architecture; custom is the module that `limbeck.fit` was given.")
+    width: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Hidden units (mlp) or channels of the first stage (convnet); null is 16 there."
     )
-    depth: Annotated[int, Field(ge=1)] = Field(2, description="Hidden layers (mlp) or stages (convnet).")
+    depth: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Hidden layers (mlp) or stages (convnet); null is 2 there."
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Before the last layer.")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> ModelOptions:
+        if self.name not in SIZED_MODELS and (self.width or self.depth):
+            raise ValueError(f"`width` and `depth` belong to {' and '.join(SIZED_MODELS)}; `{self.name}` has its own")
+        return self
 
 
 class TeacherOptions(Options):
-    """A frozen teacher: exactly one of the two. It always sees what the student sees, in eval mode."""
+    """A frozen teacher, by one of `run`, `recipe` and `model`. It sees what the student sees, in eval mode."""
 
     run: str | None = Field(None, description="Folder of a finished run.")
-    recipe: str | None = Field(None, description="Recipe that trains it; the run is kept and used again.")
+    recipe: str | None = Field(
+        None, description="Recipe that trains it, unless there are `weights`; the run is kept and used again."
+    )
+    model: ModelOptions | None = Field(None, description="Network whose `weights` are in a file.")
+    weights: str | None = Field(
+        None, description="File of weights for the network of `recipe` or `model`: .safetensors, or a public .pth."
+    )
+    module: str | None = Field(None, description="Class of the module that `limbeck.fit` was given; not for recipes.")
 
     @model_validator(mode="after")
     def _exactly_one(self) -> TeacherOptions:
-        if (self.run is None) == (self.recipe is None):
-            raise ValueError("expected exactly one of `run` and `recipe`; set the other to null")
+        sources = (self.run, self.recipe, self.model, self.module)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError("expected exactly one of `run`, `recipe` and `model`; set the others to null")
+        if self.model is not None and self.weights is None:
+            raise ValueError("`model` expected a file in `weights`; to train one, name its `recipe`")
+        if self.weights is not None and self.recipe is None and self.model is None:
+            raise ValueError("`weights` expected the network of a `recipe` or `model` beside it; a `run` has its own")
         return self
 
 
@@ -323,6 +302,17 @@ class Contender(Options):
     )
 
 
+class PublishedColumn(Options):
+    """What a paper's table says of the rows, for `limbeck compare --table`."""
+
+    source: str = Field(description="Paper, table and column.")
+    teacher: Fraction100 | None = Field(None, description="The teacher's test top-1 in the paper, %.")
+    student: Fraction100 | None = Field(None, description="Test top-1 of the student trained without one, %.")
+    rows: dict[RowName, Fraction100] = Field(
+        default_factory=dict, description="Row -> test top-1 in the paper, %; some rows have no contender here."
+    )
+
+
 class CompareOptions(Options):
     """The rows of `limbeck compare`."""
 
@@ -333,6 +323,7 @@ class CompareOptions(Options):
         description="Each seed draws its own split and trains its own teachers, so that intervals cover both.",
     )
     equal_by_theory: tuple[tuple[str, str], ...] = Field((), description="Pairs printed as A/A controls.")
+    published: PublishedColumn | None = Field(None, description="The paper's figures, for `--table`.")
 
     @model_validator(mode="after")
     def _known_rows(self) -> CompareOptions:
@@ -351,6 +342,11 @@ class Recipe(Options):
 
     title: str = Field("", description="One line for listings.")
     task: Literal["supervised", "distill"] = Field("supervised", description="What one batch means.")
+    protocol: Literal["holdout", "paper"] = Field(
+        "holdout",
+        description="holdout chooses on a validation split; paper trains on all images, as published tables do, "
+        "reports the last epoch, and shows the best on test only as optimistic.",
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the student's weights and of every draw.")
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()
@@ -380,4 +376,19 @@ class Recipe(Options):
         ramps = any(isinstance(term, (IKLTerm, GKLTerm)) and term.ramp_epochs for term in terms)
         if ramps and self.train.refresh_every != "epoch":
             raise ValueError("`ramp_epochs` counts refreshes, so it expected `train.refresh_every: epoch`")
+        if self.protocol == "paper":
+            self._check_paper_protocol()
         return self
+
+    def _check_paper_protocol(self) -> None:
+        if self.data.validation:
+            raise ValueError(
+                "protocol `paper` trains on all images, so `data.validation` expected 0, "
+                f"got {self.data.validation:g}; set it to 0, or `protocol: holdout`"
+            )
+        for row, contender in self.compare.contenders.items():
+            if len(contender.settings) > 1:
+                raise ValueError(
+                    f"protocol `paper` has no validation split to choose a setting on, so `compare.contenders.{row}` "
+                    f"expected one, got {len(contender.settings)}"
+                )

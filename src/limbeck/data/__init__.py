@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from limbeck.data import digits, mnist5k
 from limbeck.data.augment import augment
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
 from limbeck.data.mixing import mix
-from limbeck.data.sources import DataBundle, Source, fingerprint
+from limbeck.data.sources import DataBundle, Pixels, Samples, Source, fingerprint, normalise
 from limbeck.data.splits import split
+from limbeck.data.streams import MemoryStream, Stream, open_stream
+from limbeck.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,11 +27,17 @@ __all__ = [
     "Batch",
     "DataBundle",
     "Dataset",
+    "MemoryStream",
+    "Pixels",
+    "Samples",
     "Source",
+    "Stream",
     "augment",
     "build_data",
     "epoch_batches",
     "mix",
+    "normalise",
+    "open_stream",
     "steps_per_epoch",
 ]
 
@@ -36,17 +46,17 @@ class Dataset(NamedTuple):
     """How a data set is read.
 
     Attributes:
-        load: Returns all images, normalised, float32 `(N, C, H, W)`, and labels, int64 `(N,)`.
-        black: Value of a black pixel after normalisation, one per channel.
+        load: Returns all images, uint8 `(N, C, H, W)`, and labels, int64 `(N,)`.
+        pixels: What the images' numbers stand for.
     """
 
     load: Callable[[], tuple[Tensor, Tensor]]
-    black: tuple[float, ...]
+    pixels: Pixels
 
 
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(digits.load, black=(-digits.MEAN / digits.STD,)),
-    "mnist5k": Dataset(mnist5k.load, black=(-mnist5k.MEAN / mnist5k.STD,)),
+    "digits": Dataset(digits.load, digits.PIXELS),
+    "mnist5k": Dataset(mnist5k.load, mnist5k.PIXELS),
 }
 
 
@@ -57,28 +67,35 @@ def build_data(options: DataOptions) -> DataBundle:
         options: Name, split, few labels and long tail; the augmentations are not read here.
 
     Returns:
-        The three parts. Equal options give equal tensors.
+        The three parts, on the CPU. Equal options give equal tensors.
 
     Raises:
-        UserError: The package that ships the data is missing, or the split is impossible.
+        UserError: The package that ships the data or its archive is missing, or the split is impossible.
 
     Example:
         >>> from limbeck.config import DataOptions
         >>> data = build_data(DataOptions(labels_per_class=40, imbalance=20))
-        >>> data.train.class_counts.tolist()
-        [40, 29, 21, 15, 11, 8, 5, 4, 3, 2]
+        >>> data.class_counts.tolist()
+        [40, 28, 20, 14, 10, 7, 5, 3, 2, 2]
     """
-    dataset = DATASETS[options.name]
-    images, labels = dataset.load()
-    train, validation, test = (Source(images[part], labels[part]) for part in split(labels, options))
-    channels, height, width = images.shape[1:]
+    if options.name == "custom":
+        raise UserError("the data of this run are a user's own loaders: call limbeck.fit with them again")
+    train, validation, test = _parts(options)
+    classes = int(torch.cat([train.labels, test.labels]).max()) + 1
     return DataBundle(
         name=options.name,
         train=train,
         validation=validation,
         test=test,
-        num_classes=int(labels.max()) + 1,
-        image_shape=(channels, height, width),
-        black=dataset.black,
+        num_classes=classes,
+        image_shape=tuple(train.images.shape[1:]),
+        class_counts=train.labels.bincount(minlength=classes),
         fingerprint=fingerprint(train, validation, test),
+        device=torch.device("cpu"),
     )
+
+
+def _parts(options: DataOptions) -> list[Source]:
+    dataset = DATASETS[options.name]
+    images, labels = dataset.load()
+    return [Source(images[part], labels[part], dataset.pixels) for part in split(labels, options)]

@@ -7,64 +7,53 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.data.draws import integers
+from limbeck.data.sources import Pixels, normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from limbeck.config import AugmentOptions
 
 
 def augment(
-    images: Tensor,
-    options: AugmentOptions,
-    *,
-    seed: int,
-    epoch: int,
-    indices: Tensor,
-    black: Sequence[float] = (0.0,),
+    images: Tensor, options: AugmentOptions, *, pixels: Pixels, seed: int, epoch: int, indices: Tensor
 ) -> Tensor:
-    """Crop, flip, cut out, in this order. The view of a sample is a function of (seed, epoch, index).
+    """Return normalised views; the view of a sample is a function of (seed, epoch, index).
 
-    A crop shifts the image by up to `crop_padding` pixels each way. What comes in is `black`, the value of a black
-    pixel after normalisation: so it equals padding with zeros before normalising, as in published pipelines. The
-    square of cutout is centred on any pixel, cut at the border, and set to 0, the mean after normalisation
-    (DeVries & Taylor 2017, arXiv 1708.04552).
+    Crops, flips and colour operations act on the integers, as published pipelines do, and what comes in at a border
+    is black; then images are normalised. The square of cutout is centred on any pixel, cut at the border, and set to
+    0, the mean after normalisation (DeVries & Taylor 2017, arXiv 1708.04552).
 
     Args:
-        images: Normalised, `(N, C, H, W)`.
+        images: uint8 `(N, C, H, W)`.
         options: What to do; `mixup` and `cutmix` are not read here, see `mix`.
+        pixels: What the numbers stand for.
         seed: Seed of the run.
         epoch: Epoch.
         indices: The samples' positions in the source, int64 `(N,)`.
-        black: Value of a black pixel, one for all channels or one per channel.
 
     Returns:
-        `(N, C, H, W)`; `images` itself if nothing is asked for. The input is never written to.
+        float32 `(N, C, H, W)`. The input is never written to.
 
     Raises:
         TypeError: `indices` is not int64 of one dimension.
 
     Example:
         >>> from limbeck.config import AugmentOptions
-        >>> images, indices = torch.tensor([[[[1.0, 2.0, 3.0]]]]).expand(4, -1, -1, -1), torch.arange(4)
-        >>> augment(images, AugmentOptions(flip=True), seed=0, epoch=1, indices=indices)[:, 0, 0].tolist()
-        [[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]
+        >>> images = torch.tensor([[[[0, 1, 2]]]], dtype=torch.uint8).expand(4, -1, -1, -1)
+        >>> pixels, indices = Pixels(2, (0.0,), (1.0,)), torch.arange(4)
+        >>> views = augment(images, AugmentOptions(flip=True), pixels=pixels, seed=0, epoch=1, indices=indices)
+        >>> views[:, 0, 0].tolist()
+        [[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [0.0, 0.5, 1.0], [0.0, 0.5, 1.0]]
     """
-    if not (options.crop_padding or options.flip or options.cutout):
-        return images
     indices = indices.to(images.device)
     if options.crop_padding or options.flip:
-        images = _crop_and_flip(images, options, seed, epoch, indices, black)
-    if options.cutout:
-        images = _cutout(images, options.cutout, seed, epoch, indices)
-    return images
+        images = _crop_and_flip(images, options, seed, epoch, indices)
+    views = normalise(images, pixels)
+    return _cutout(views, options.cutout, seed, epoch, indices) if options.cutout else views
 
 
-def _crop_and_flip(
-    images: Tensor, options: AugmentOptions, seed: int, epoch: int, indices: Tensor, black: Sequence[float]
-) -> Tensor:
+def _crop_and_flip(images: Tensor, options: AugmentOptions, seed: int, epoch: int, indices: Tensor) -> Tensor:
     """Gather each output pixel from where it lies in the input: one pass for both."""
     height, width = images.shape[2:]
     padding = options.crop_padding
@@ -79,11 +68,10 @@ def _crop_and_flip(
     places = (rows.clamp(0, height - 1) * width).unsqueeze(2) + columns.clamp(0, width - 1).unsqueeze(1)
     views = images.flatten(2).gather(2, places.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1))
     views = views.view_as(images)
-    if not padding:
-        return views
-    inside = _within(rows, height).unsqueeze(2) & _within(columns, width).unsqueeze(1)
-    border = torch.tensor(black, dtype=images.dtype, device=images.device).view(-1, 1, 1)
-    return torch.where(inside.unsqueeze(1), views, border)
+    if padding:
+        inside = _within(rows, height).unsqueeze(2) & _within(columns, width).unsqueeze(1)
+        views = views.mul_(inside.unsqueeze(1))
+    return views
 
 
 def _within(places: Tensor, length: int) -> Tensor:

@@ -20,9 +20,10 @@ class Batch:
     """What one step sees.
 
     Attributes:
-        images: float32 `(B, C, H, W)`.
-        labels: int64 `(B,)`.
-        indices: int64 `(B,)`, positions in the source: with them a sample's draws can be made again.
+        images: `(B, C, H, W)`: uint8 as they lie in memory, or float32, augmented and normalised.
+        labels: int64 `(B,)`, or probabilities `(B, C)` from mixup and cutmix.
+        indices: int64 `(B,)`, positions in the source: with them a sample's draws can be made again. Empty where a
+            user's own loader does not tell them.
         step: Step within the epoch, from 0.
     """
 
@@ -81,8 +82,9 @@ def epoch_batches(
 
     Example:
         >>> import torch
-        >>> from limbeck.data import Source
-        >>> source = Source(torch.zeros(5, 1, 2, 2), torch.arange(5))
+        >>> from limbeck.data import Pixels, Source
+        >>> images = torch.zeros(5, 1, 2, 2, dtype=torch.uint8)
+        >>> source = Source(images, torch.arange(5), Pixels(255, (0.5,), (0.5,)))
         >>> [len(b.labels) for b in epoch_batches(source, batch_size=2, seed=0, epoch=1, drop_last=False)]
         [2, 2, 1]
         >>> resumed = epoch_batches(source, batch_size=2, seed=0, epoch=1, drop_last=False, start_step=2)
@@ -93,5 +95,5 @@ def epoch_batches(
     for step in range(start_step, steps_per_epoch(len(source), batch_size, drop_last)):
         whole = order[step * batch_size : (step + 1) * batch_size]
         indices = whole[len(whole) * rank // world : len(whole) * (rank + 1) // world]
-        images, labels = source.batch(indices)
+        images, labels = source.take(indices)
         yield Batch(images, labels, indices, step)

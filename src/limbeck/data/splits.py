@@ -34,7 +34,7 @@ def split(labels: Tensor, options: DataOptions) -> Split:
 
     Args:
         labels: int64 `(N,)`; every class from 0 to the largest label occurs.
-        options: `test`, `validation`, `split_seed`, `labels_per_class` and `imbalance` are read.
+        options: `test_share`, `validation`, `split_seed`, `labels_per_class` and `imbalance` are read.
 
     Returns:
         The indices of the three parts; every class keeps at least one training image.
@@ -44,7 +44,7 @@ def split(labels: Tensor, options: DataOptions) -> Split:
     """
     order = permutation(options.split_seed, 0, len(labels), "split")
     members = [order[labels[order] == c] for c in range(int(labels.max()) + 1)]
-    test_counts = [round(options.test * len(m)) for m in members]
+    test_counts = [round(options.test_share * len(m)) for m in members]
     held_counts = [round(options.validation * (len(m) - t)) for m, t in zip(members, test_counts, strict=True)]
     ends = [t + v for t, v in zip(test_counts, held_counts, strict=True)]
     train_counts = _train_counts([len(m) - end for m, end in zip(members, ends, strict=True)], options)
@@ -58,7 +58,7 @@ def split(labels: Tensor, options: DataOptions) -> Split:
 def long_tail(largest: int, num_classes: int, imbalance: float) -> list[int]:
     """Return class sizes that fall exponentially from class 0 to the last (Cui et al. 2019, arXiv 1901.05555).
 
-    n_c = largest * imbalance ** (-c / (C - 1)), rounded, at least 1.
+    n_c = largest * imbalance ** (-c / (C - 1)) without its fraction, as in the public long-tailed CIFAR; at least 1.
 
     Args:
         largest: Size of class 0, at least 1.
@@ -70,10 +70,11 @@ def long_tail(largest: int, num_classes: int, imbalance: float) -> list[int]:
 
     Example:
         >>> long_tail(100, 5, imbalance=100)
-        [100, 32, 10, 3, 1]
+        [100, 31, 10, 3, 1]
     """
     last = max(num_classes - 1, 1)
-    return [max(1, round(largest * imbalance ** (-c / last))) for c in range(num_classes)]
+    # A hair more, so that a size that is a whole number does not lose one to rounding.
+    return [max(1, int(largest * imbalance ** (-c / last) * (1 + 1e-12))) for c in range(num_classes)]
 
 
 def _train_counts(available: list[int], options: DataOptions) -> list[int]:

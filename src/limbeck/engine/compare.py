@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limbeck.config import CompareOptions
@@ -17,9 +18,9 @@ from limbeck.errors import Diverged, Interrupted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from limbeck.config import Recipe
+    from limbeck.engine.teachers import TeacherSource
 
 FORMAT = 1
 COMPARISON = "comparison.json"
@@ -99,14 +100,15 @@ def _train(
     """Train what is not finished: the teachers, then the plan. Return the teachers' folders, and what diverged."""
     resources = Resources()  # data, teachers and their logits are read once
     recipes = {run.seed: _of_seed(recipe, run.seed) for run in plan}
-    by_seed: dict[int, list[Path]] = {}
+    by_seed: dict[int, list[TeacherSource]] = {}
     for seed, seeded in recipes.items():
         place = folder / f"split{seed}" if recipe.compare.vary_split else folder
         if recipe.compare.vary_split or not by_seed:
             by_seed[seed] = train_teachers(seeded, place, reporter=reporter, stop=stop, resources=resources)
         else:
             by_seed[seed] = by_seed[plan[0].seed]
-    teachers = list(dict.fromkeys(teacher for runs in by_seed.values() for teacher in runs))
+    sources = dict.fromkeys(source for sources in by_seed.values() for source in sources)
+    teachers = [source for source in sources if isinstance(source, Path)]
     _describe(recipe, folder, plan, teachers, {})  # now, so that an unfinished comparison can be looked at
     done = sum((folder / run.folder / run_folder.RESULTS).is_file() for run in plan)
     reporter.begin_plan(recipe.title or str(folder), runs=len(plan), done=done)
@@ -125,7 +127,7 @@ def _train(
                 reporter=reporter,
                 stop=stop,
                 resources=resources,
-                teacher_runs=by_seed[run.seed],
+                sources=by_seed[run.seed],
                 title=title,
             )
         except Diverged as error:  # the others tell what they can; the table names this one

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from limbeck.config import AugmentOptions
 from limbeck.config_files import load_recipe
-from limbeck.data import steps_per_epoch
+from limbeck.data import Source, steps_per_epoch
 from limbeck.engine import run_folder
 from limbeck.engine.checkpoint import load_checkpoint
 from limbeck.engine.lock import locked
@@ -19,7 +19,7 @@ from limbeck.engine.loop import Trainer
 from limbeck.engine.progress import Reporter
 from limbeck.engine.results import finish
 from limbeck.engine.signals import StopRequest
-from limbeck.engine.teachers import Resources, refuse_other_shape, refuse_seen_test_images
+from limbeck.engine.teachers import Resources, WeightsFile, refuse_other_shape, refuse_seen_test_images
 from limbeck.errors import Interrupted, UserError
 from limbeck.models import build_model
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from limbeck.config import Recipe, TeacherOptions
     from limbeck.data import DataBundle
+    from limbeck.engine.teachers import TeacherSource
     from limbeck.models import Network
 
 
@@ -64,7 +65,7 @@ def train_run(
     reporter: Reporter,
     stop: StopRequest,
     resources: Resources,
-    teacher_runs: Sequence[Path] | None = None,
+    sources: Sequence[TeacherSource] | None = None,
     title: str | None = None,
 ) -> dict[str, Any]:
     """Do what `fit` does, within a command that may hold many runs.
@@ -76,7 +77,7 @@ def train_run(
         reporter: Whom to tell.
         stop: Says when to stop early.
         resources: Data and teachers in memory.
-        teacher_runs: Folders of the teachers' finished runs; by default what the recipe says, trained if need be.
+        sources: The teachers; by default what the recipe says, trained if need be.
         title: Name of the run for the reporter; the recipe's by default.
     """
     if run_folder.is_finished(run, recipe, resume=resume):
@@ -88,13 +89,13 @@ def train_run(
         with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
             data = resources.data(recipe.data, device)
             model = _build_student(recipe, data, device)
-            if teacher_runs is None:
+            if sources is None:
                 _check_teachers(recipe, data, device, resources)
             run_folder.prepare(run, recipe)
-            if teacher_runs is None:
-                teacher_runs = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
-            teachers = [resources.teacher(folder, data, recipe.data, device) for folder in teacher_runs]
-            plain = recipe.data.augment == AugmentOptions()
+            if sources is None:
+                sources = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
+            teachers = [resources.teacher(source, data, recipe.data) for source in sources]
+            plain = recipe.data.augment == AugmentOptions() and isinstance(data.train, Source)
             recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
             trainer = Trainer(recipe, run, model, data, teachers, recorded=recorded, reporter=reporter, stop=stop)
             if state:
@@ -144,7 +145,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _build_student(recipe: Recipe, data: DataBundle, device: torch.device) -> Network:
-    model = build_model(recipe.model, image_shape=data.image_shape, num_classes=data.num_classes, seed=recipe.seed)
+    shape = cast("tuple[int, int, int]", data.image_shape)
+    model = build_model(recipe.model, image_shape=shape, num_classes=data.num_classes, seed=recipe.seed)
     _refuse_bad_batches(recipe, data, model)
     if recipe.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
@@ -153,6 +155,8 @@ def _build_student(recipe: Recipe, data: DataBundle, device: torch.device) -> Ne
 
 def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> None:
     """Raise UserError where arithmetic tells, before the training, of no batch or of one sample under BatchNorm."""
+    if not isinstance(data.train, Source):
+        return  # a user's loader makes its own batches
     train, samples = recipe.train, len(data.train)
     if steps_per_epoch(samples, train.batch_size, train.drop_last) == 0:
         raise UserError(
@@ -164,7 +168,7 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
         return
     try:
         # A copy, so that the running statistics of the student stay new.
-        copy.deepcopy(model).train()(data.train.images[:1].cpu())
+        copy.deepcopy(model).train()(next(data.train.batches(1)).cpu())
     except ValueError as error:
         raise UserError(
             f"`train.batch_size` {train.batch_size} (in {train.accumulate} micro-batches) leaves a batch of one of the "
@@ -175,8 +179,8 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
 def _check_teachers(recipe: Recipe, data: DataBundle, device: torch.device, resources: Resources) -> None:
     """Raise UserError for a teacher that does not fit, before anything is written or trained."""
     for options in _teachers(recipe):
-        if options.run is not None:
-            resources.teacher(Path(options.run), data, recipe.data, device)
+        if (source := _ready(options, recipe)) is not None:
+            resources.teacher(source, data, recipe.data)
         else:
             teacher = _teacher_recipe(str(options.recipe), recipe)
             theirs = resources.data(teacher.data, device)
@@ -193,22 +197,34 @@ def _teacher_recipe(name: str, student: Recipe) -> Recipe:
     teacher = load_recipe(name)
     if teacher.data.name != student.data.name:
         return teacher
-    data = teacher.data.model_copy(update={"split_seed": student.data.split_seed})
+    data = teacher.data.model_copy(update={"split_seed": student.data.split_seed, "folder": student.data.folder})
     return teacher.model_copy(update={"data": data})
+
+
+def _ready(options: TeacherOptions, student: Recipe) -> TeacherSource | None:
+    """Return a teacher that need not be trained here; None for one that its recipe trains."""
+    if options.module is not None:
+        raise UserError(f"the teacher is a user's own {options.module}: call limbeck.fit with it again")
+    if options.run is not None:
+        return Path(options.run)
+    if options.weights is None:
+        return None
+    model = options.model or _teacher_recipe(str(options.recipe), student).model
+    return WeightsFile(model, Path(options.weights))
 
 
 def train_teachers(
     recipe: Recipe, folder: Path, *, reporter: Reporter, stop: StopRequest, resources: Resources
-) -> list[Path]:
-    """Return the folders of the teachers' finished runs, in order.
+) -> list[TeacherSource]:
+    """Return the teachers, in order.
 
-    Those that are named by a recipe are trained to `folder/teacher0` and on, unless they are there already; on the
-    student's device.
+    Those that are named by a recipe without weights are trained to `folder/teacher0` and on, unless they are there
+    already; on the student's device.
     """
-    runs = []
+    sources: list[TeacherSource] = []
     for number, options in enumerate(_teachers(recipe)):
-        if options.run is not None:
-            runs.append(Path(options.run))
+        if (ready := _ready(options, recipe)) is not None:
+            sources.append(ready)
             continue
         teacher = _teacher_recipe(str(options.recipe), recipe)
         threads = teacher.train.threads or recipe.train.threads
@@ -224,5 +240,5 @@ def train_teachers(
             resources=resources,
             title=f"teacher {number}, split {recipe.data.split_seed}",
         )
-        runs.append(run)
-    return runs
+        sources.append(run)
+    return sources

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from limbeck.data import Batch, augment, epoch_batches, mix, steps_per_epoch
+from limbeck.data import Batch, open_stream
 from limbeck.engine import checkpoint, run_folder
 from limbeck.engine.log import NotFinite, RunLog, RunningMeans
 from limbeck.engine.metrics import NotFiniteLogits, accuracy_by_teacher_score, measure, predict
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from limbeck.engine.progress import Reporter
     from limbeck.engine.signals import StopRequest
     from limbeck.engine.teachers import Teacher
-    from limbeck.models import Network
     from limbeck.objectives import Outcome
 
 BEST_BY = "top1"  # of the validation split; the first of equals
@@ -45,8 +44,8 @@ class Trainer:
     Args:
         recipe: What to do.
         run: Folder of the run, ready to be written to.
-        model: The student, on its device.
-        data: The data, on the same device.
+        model: The student, on the data's device.
+        data: The data.
         teachers: For the task `distill`.
         recorded: The teachers' logits on the training images, if no augmentation makes other views of them.
         reporter: Whom to tell.
@@ -57,7 +56,7 @@ class Trainer:
         self,
         recipe: Recipe,
         run: Path,
-        model: Network,
+        model: nn.Module,
         data: DataBundle,
         teachers: Sequence[Teacher],
         *,
@@ -67,9 +66,16 @@ class Trainer:
     ) -> None:
         self.recipe, self.run, self.model, self.data, self.teachers = recipe, run, model, data, teachers
         self.reporter, self.stop = reporter, stop
-        self.device = data.train.images.device
+        self.device = data.device
         self.epochs = recipe.train.epochs
-        self.steps_per_epoch = steps_per_epoch(len(data.train), recipe.train.batch_size, recipe.train.drop_last)
+        self.stream = open_stream(
+            data,
+            recipe.data.augment,
+            batch_size=recipe.train.batch_size,
+            drop_last=recipe.train.drop_last,
+            seed=recipe.seed,
+        )
+        self.steps_per_epoch = self.stream.steps_per_epoch
         networks = [teacher.model for teacher in teachers]
         self.objective = build_objective(recipe, model, networks, data.num_classes, recorded)
         self.objective.to(self.device)
@@ -79,6 +85,7 @@ class Trainer:
         self.means = RunningMeans(tuple(self.objective.terms))
         self.epoch, self.step_in_epoch, self.step = 1, 0, 0
         self.best: dict[str, Any] | None = None
+        self.optimistic: dict[str, Any] | None = None  # the best on test, which nothing may be chosen by
         self.seconds = 0.0  # of training, over all sessions
         self.saved_step: int | None = None
         self.log_lengths: dict[str, int] = {}
@@ -116,27 +123,12 @@ class Trainer:
             self.log.close()
 
     def _batches(self) -> Iterator[Batch]:
-        """Yield what is left of the epoch; augmentations are functions of the sample, mixing one of the step."""
-        train, augmentations = self.recipe.train, self.recipe.data.augment
-        place = {"seed": self.recipe.seed, "epoch": self.epoch}
-        batches = epoch_batches(
-            self.data.train,
-            batch_size=train.batch_size,
-            drop_last=train.drop_last,
-            start_step=self.step_in_epoch,
-            **place,
-        )
-        for batch in batches:
-            images = augment(batch.images, augmentations, indices=batch.indices, black=self.data.black, **place)
-            labels = batch.labels
-            if augmentations.mixup or augmentations.cutmix:
-                classes = self.data.num_classes
-                images, labels = mix(
-                    images, labels, options=augmentations, num_classes=classes, step=batch.step, **place
-                )
-            if train.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            yield replace(batch, images=images, labels=labels)
+        """Yield what is left of the epoch."""
+        for batch in self.stream.batches(self.epoch, self.step_in_epoch):
+            if self.recipe.train.channels_last:
+                yield replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
+            else:
+                yield batch
 
     def _optimize(self, batch: Batch) -> None:
         """Make one optimizer step. Micro-batches count by their samples, so a sum over them is the whole batch's."""
@@ -214,7 +206,7 @@ class Trainer:
         line |= {"train": {"loss": means["loss"], "top1": means["top1"]}, **self._validate()}
         self.log.write(line, self._timing())
         self.reporter.epoch(line, self.epochs)
-        self._keep_best(line["validation"])
+        self._keep_best(line)
         finished = self.epoch == self.epochs
         due = finished or self.epoch % self.recipe.save.every_epochs == 0
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
@@ -245,6 +237,8 @@ class Trainer:
     def _validate(self) -> dict[str, Any]:
         """Return the metrics of the validation split, of the averaged weights too, by key of the epoch's line."""
         source = self.data.validation
+        if self.recipe.protocol == "paper":
+            return {"validation": None, "test": self._test()}
         if not len(source):
             return {"validation": None} | ({} if self.average is None else {"ema_validation": None})
         teacher_logits = self.teachers[0].validation_logits if self.teachers else None
@@ -255,6 +249,11 @@ class Trainer:
         if teacher_logits is not None:
             lines["accuracy_by_teacher_score"] = accuracy_by_teacher_score(logits, labels, teacher_logits)
         return lines
+
+    def _test(self) -> dict[str, Any]:
+        """Return the metrics on the test split, which the papers' tables look at after each epoch."""
+        targets = self.teachers[0].test_logits if self.teachers else None
+        return measure(self.predict("test"), self.data.test.labels.cpu(), targets)
 
     def predict(self, split: Literal["validation", "test"], model: nn.Module | None = None) -> Tensor:
         """Return the logits on a split, of the student unless another model is given; float32 `(N, C)` on the CPU.
@@ -268,7 +267,10 @@ class Trainer:
         except NotFiniteLogits as error:
             raise Diverged(self._divergence(NotFinite(f"logits of the {split} split", self.step))) from error
 
-    def _keep_best(self, validation: Mapping[str, Any] | None) -> None:
+    def _keep_best(self, line: Mapping[str, Any]) -> None:
+        validation, test = line["validation"], line.get("test")
+        if test and (self.optimistic is None or test[BEST_BY] > self.optimistic["test"][BEST_BY]):
+            self.optimistic = {"epoch": self.epoch, "test": test}
         if validation and (self.best is None or validation[BEST_BY] > self.best["validation"][BEST_BY]):
             weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
             self.best = {"epoch": self.epoch, "validation": validation, "weights": weights}
@@ -297,6 +299,7 @@ class Trainer:
             "random": checkpoint.random_state(self.device),
             "means": means,
             "best": self.best,
+            "optimistic": self.optimistic,
             "seconds": time.monotonic() - self.started,
             "log_lengths": self.log.sync(),
         }
@@ -319,7 +322,7 @@ class Trainer:
             self.average.model.load_state_dict(state["average"])
         checkpoint.restore_random_state(state["random"], self.device)
         self.means.load_state_dict(state["means"])
-        self.best, self.seconds = state["best"], state["seconds"]
+        self.best, self.optimistic, self.seconds = state["best"], state["optimistic"], state["seconds"]
         self.log_lengths, self.saved_step = state["log_lengths"], state["step"]
 
     def _fingerprints(self) -> dict[str, str]:

@@ -12,10 +12,10 @@ from limbeck.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from limbeck.data import Source
+    from limbeck.data import Samples
 
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
-EVALUATION_BATCH = 1024  # a constant, so that logits do not depend on the batch size of the training
+EVALUATION_BATCH = 256  # a constant, so that logits do not depend on the batch size of the training
 TOP5_FROM = 10  # classes from which a top-5 accuracy says something
 
 Metrics = dict[str, Any]
@@ -26,7 +26,7 @@ class NotFiniteLogits(UserError):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, source: Source) -> Tensor:
+def predict(model: nn.Module, source: Samples) -> Tensor:
     """Return the logits of a model in eval mode, float32 `(N, C)` on the CPU; its mode is as before afterwards.
 
     Raises:
@@ -34,7 +34,7 @@ def predict(model: nn.Module, source: Source) -> Tensor:
     """
     training = model.training
     model.eval()
-    logits = torch.cat([model(images).float() for images in torch.split(source.images, EVALUATION_BATCH)]).cpu()
+    logits = torch.cat([model(images).float() for images in source.batches(EVALUATION_BATCH)]).cpu()
     model.train(training)
     if not logits.isfinite().all():
         raise NotFiniteLogits("the network's logits are not finite in evaluation: lower `optimizer.learning_rate`")

@@ -12,6 +12,7 @@ from safetensors.torch import save as save_safetensors
 from limbeck.engine import run_folder
 from limbeck.engine.metrics import EVALUATION_BATCH, measure
 from limbeck.engine.run_folder import atomic_file, write_json
+from limbeck.models import Network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from limbeck.data import Samples
     from limbeck.engine.loop import Trainer
-    from limbeck.models import Network
 
 MAX_FEATURES = 2000  # test samples whose features are kept, for pictures
 
@@ -28,13 +29,14 @@ MAX_FEATURES = 2000  # test samples whose features are kept, for pictures
 def finish(trainer: Trainer) -> dict[str, Any]:
     """Write what a trained run leaves behind, `results.json` last, and return what that holds."""
     run = trainer.run
-    last = trainer.predict("test")
+    last = trainer.predict("test") if len(trainer.data.test) else torch.empty(0, trainer.data.num_classes)
     _write_weights(run / run_folder.WEIGHTS["last"], trainer.model.state_dict())
     results = {
         **_description(trainer),
         "last": _evaluation(trainer, trainer.model, trainer.epochs, last),
         "best": None,
         "ema": None,
+        "optimistic": trainer.optimistic,
         "teachers": [teacher.metrics for teacher in trainer.teachers],
     }
     if trainer.best is not None:
@@ -57,13 +59,14 @@ def _description(trainer: Trainer) -> dict[str, Any]:
         "format": run_folder.RESULTS_FORMAT,
         "title": recipe.title,
         "task": recipe.task,
+        "protocol": recipe.protocol,
         "seed": recipe.seed,
         "losses": [term.model_dump(mode="json") for term in recipe.losses],
         "data": recipe.data.model_dump(mode="json"),
         "data_fingerprint": data.fingerprint,
         "num_classes": data.num_classes,
         "image_shape": list(data.image_shape),
-        "class_counts": data.train.class_counts.tolist(),
+        "class_counts": data.class_counts.tolist(),
         "epochs": trainer.epochs,
         "steps": trainer.steps,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
@@ -74,13 +77,13 @@ def _description(trainer: Trainer) -> dict[str, Any]:
 def _evaluation(trainer: Trainer, model: nn.Module, epoch: int, test_logits: Tensor | None = None) -> dict[str, Any]:
     """Return `{"epoch", "validation", "test"}` of the weights in `model`."""
     data, teacher = trainer.data, trainer.teachers[0] if trainer.teachers else None
-    if test_logits is None:
-        test_logits = trainer.predict("test", model)
-    validation = None
+    validation = test = None
     if len(data.validation):
         targets = teacher.validation_logits if teacher else None
         validation = measure(trainer.predict("validation", model), data.validation.labels, targets)
-    test = measure(test_logits, data.test.labels, teacher.test_logits if teacher else None)
+    if len(data.test):
+        logits = trainer.predict("test", model) if test_logits is None else test_logits
+        test = measure(logits, data.test.labels, teacher.test_logits if teacher else None)
     return {"epoch": epoch, "validation": validation, "test": test}
 
 
@@ -96,12 +99,13 @@ def _predictions(trainer: Trainer, test_logits: Tensor) -> dict[str, np.ndarray[
     arrays = {
         "test_logits": test_logits,
         "test_labels": data.test.labels,
-        "test_features": _features(trainer.model, data.test.images[:MAX_FEATURES]),
         "validation_logits": trainer.predict("validation") if len(data.validation) else test_logits[:0],
         "validation_labels": data.validation.labels,
-        "train_class_counts": data.train.class_counts,
+        "train_class_counts": data.class_counts,
         "class_means": class_means(test_logits, data.test.labels.cpu()),
     }
+    if isinstance(trainer.model, Network):
+        arrays["test_features"] = _features(trainer.model, data.test)
     prior = trainer.objective.class_prior()
     if prior is not None:
         arrays["prior"] = prior
@@ -112,12 +116,17 @@ def _predictions(trainer: Trainer, test_logits: Tensor) -> dict[str, np.ndarray[
 
 
 @torch.no_grad()
-def _features(model: Network, images: Tensor) -> Tensor:
+def _features(model: Network, source: Samples) -> Tensor:
+    """Return the penultimate features of the first `MAX_FEATURES` samples."""
     training = model.training
     model.eval()
-    features = torch.cat([model.forward_features(part).float() for part in torch.split(images, EVALUATION_BATCH)])
+    features: list[Tensor] = []
+    for images in source.batches(EVALUATION_BATCH):
+        features.append(model.forward_features(images).float())
+        if sum(map(len, features)) >= MAX_FEATURES:
+            break
     model.train(training)
-    return features
+    return torch.cat(features)[:MAX_FEATURES]
 
 
 def class_means(logits: Tensor, labels: Tensor) -> Tensor:

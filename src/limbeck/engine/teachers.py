@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from limbeck.config import AugmentOptions
+from limbeck.config import OWN_TEST, AugmentOptions
 from limbeck.config_files import load_recipe
-from limbeck.data import DataBundle, Source, build_data
+from limbeck.data import DataBundle, build_data
 from limbeck.engine import run_folder
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
@@ -20,13 +20,41 @@ from limbeck.errors import UserError
 from limbeck.models import build_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from limbeck.config import DataOptions, Recipe
+    from limbeck.config import DataOptions, ModelOptions, Recipe
+    from limbeck.data import Source
     from limbeck.models import Network
+
+
+class WeightsFile(NamedTuple):
+    """A teacher that was trained elsewhere.
+
+    Attributes:
+        model: Its network.
+        path: File of its weights.
+    """
+
+    model: ModelOptions
+    path: Path
+
+
+class GivenModule(NamedTuple):
+    """A teacher that `limbeck.fit` was given.
+
+    Attributes:
+        module: The network.
+        fingerprint: SHA-256 of its state.
+    """
+
+    module: nn.Module
+    fingerprint: str
+
+
+TeacherSource: TypeAlias = "Path | WeightsFile | GivenModule"  # a path is the folder of a finished run
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +63,13 @@ class Teacher:
 
     Attributes:
         model: The network, frozen, in eval mode.
-        recipe: What trained it.
-        fingerprint: SHA-256 of its weights' file.
+        fingerprint: SHA-256 of its weights.
         test_logits: `(N, C)` on the test split, on the CPU.
         validation_logits: `(N, C)` on the validation split; N may be 0.
         metrics: `{"test": metrics, "validation": metrics or None}`.
     """
 
-    model: Network
-    recipe: Recipe
+    model: nn.Module
     fingerprint: str
     test_logits: Tensor
     validation_logits: Tensor
@@ -55,7 +81,7 @@ class Resources:
 
     def __init__(self) -> None:
         self._data: dict[tuple[DataOptions, torch.device], DataBundle] = {}
-        self._teachers: dict[tuple[Path, str, torch.device], Teacher] = {}
+        self._teachers: dict[tuple[Hashable, str, torch.device], Teacher] = {}
         self._recorded: dict[tuple[str, str, torch.device], Tensor] = {}
 
     def data(self, options: DataOptions, device: torch.device) -> DataBundle:
@@ -65,40 +91,76 @@ class Resources:
             self._data[key] = _to_device(build_data(options), device)
         return self._data[key]
 
-    def teacher(self, run: Path, data: DataBundle, options: DataOptions, device: torch.device) -> Teacher:
-        """Return the teacher of a finished run, with its logits on `data`.
+    def teacher(self, source: TeacherSource, data: DataBundle, options: DataOptions) -> Teacher:
+        """Return a teacher with its logits on `data`, on the data's device.
 
         Args:
-            run: Folder of the teacher's run.
+            source: Folder of the teacher's run, file of its weights, or a module.
             data: Data of the student's run.
             options: Options of that data.
-            device: Where both lie.
 
         Raises:
-            UserError: There is no finished run, or it is no teacher for this data.
+            UserError: There is no finished run or no such file, or it is no teacher for this data.
         """
-        key = (run.resolve(), data.fingerprint, device)
+        key = (_identity(source), data.fingerprint, data.device)
         if key not in self._teachers:
-            model, recipe, fingerprint = load_trained(run, run_folder.WEIGHTS["last"], data)
-            refuse_seen_test_images(recipe.data, options, str(run))
-            model = model.to(device).eval().requires_grad_(False)
-            self._teachers[key] = _with_logits(model, recipe, fingerprint, data)
+            model, fingerprint = _open(source, data, options)
+            model = model.to(data.device).eval().requires_grad_(False)
+            self._teachers[key] = _with_logits(model, fingerprint, data)
         return self._teachers[key]
 
     def recorded(self, teacher: Teacher, data: DataBundle) -> Tensor:
-        """Return a teacher's logits on the training images as they are, `(N, C)`, on the data's device."""
-        device = data.train.images.device
-        key = (teacher.fingerprint, data.fingerprint, device)
+        """Return a teacher's logits on the training images, which are in memory, as they are: `(N, C)`."""
+        key = (teacher.fingerprint, data.fingerprint, data.device)
         if key not in self._recorded:
-            self._recorded[key] = predict(teacher.model, data.train).to(device)
+            self._recorded[key] = predict(teacher.model, cast("Source", data.train)).to(data.device)
         return self._recorded[key]
 
 
 def _to_device(data: DataBundle, device: torch.device) -> DataBundle:
-    train, validation, test = (
-        Source(part.images.to(device), part.labels.to(device)) for part in (data.train, data.validation, data.test)
-    )
-    return replace(data, train=train, validation=validation, test=test)
+    train, validation, test = (cast("Source", part).to(device) for part in (data.train, data.validation, data.test))
+    return replace(data, train=train, validation=validation, test=test, device=device)
+
+
+def _identity(source: TeacherSource) -> Hashable:
+    match source:
+        case WeightsFile(model, path):
+            return model, path.resolve()
+        case GivenModule(_, fingerprint):
+            return fingerprint
+        case _:
+            return source.resolve()
+
+
+def _open(source: TeacherSource, data: DataBundle, options: DataOptions) -> tuple[nn.Module, str]:
+    """Return a teacher's network and the SHA-256 of its weights."""
+    match source:
+        case WeightsFile(model, path):
+            return load_file(model, path, data)
+        case GivenModule(module, fingerprint):
+            return module, fingerprint
+        case _:
+            network, recipe, fingerprint = load_trained(source, run_folder.WEIGHTS["last"], data)
+            refuse_seen_test_images(recipe.data, options, str(source))
+            return network, fingerprint
+
+
+def load_file(options: ModelOptions, path: Path, data: DataBundle) -> tuple[Network, str]:
+    """Return a network with the weights of a file, ours or a public one, and the file's SHA-256.
+
+    Args:
+        options: The network.
+        path: File of weights.
+        data: What the network will see.
+
+    Raises:
+        UserError: There is no such file, or its weights are not those of this network for this data.
+    """
+    shape = cast("tuple[int, int, int]", data.image_shape)
+    from limbeck.models.weights import load_weights
+
+    model = build_model(options, image_shape=shape, num_classes=data.num_classes, seed=0)
+    return model, load_weights(path, model, options.name)
 
 
 def load_trained(run: Path, weights: str, data: DataBundle) -> tuple[Network, Recipe, str]:
@@ -118,7 +180,10 @@ def load_trained(run: Path, weights: str, data: DataBundle) -> tuple[Network, Re
     if not path.is_file():
         raise UserError(f"{path}: no such file; `best` needs a validation split, `ema` needs `train.ema_decay`")
     recipe = load_recipe(str(run / run_folder.CONFIG))
-    model = build_model(recipe.model, image_shape=data.image_shape, num_classes=data.num_classes, seed=0)
+    if recipe.model.name == "custom":
+        raise UserError(f"{run}: the network of this run is a user's own module: call limbeck.fit with it again")
+    shape = cast("tuple[int, int, int]", data.image_shape)
+    model = build_model(recipe.model, image_shape=shape, num_classes=data.num_classes, seed=0)
     content = path.read_bytes()
     try:
         model.load_state_dict(load_safetensors(content))
@@ -142,10 +207,13 @@ def refuse_other_shape(num_classes: int, image_shape: Sequence[int], data: DataB
 def refuse_seen_test_images(teacher: DataOptions, student: DataOptions, who: str) -> None:
     """Raise UserError if a teacher has learned from the student's test images.
 
-    The test split is made first, from `test` and `split_seed`, so with the same two the teacher's is the same.
+    The test split is made first, from `test` and `split_seed`, so with the same two the teacher's is the same. A file
+    of weights does not tell what it was trained on.
     """
+    if student.name in OWN_TEST:
+        return
     for key, theirs, ours in (
-        ("test", teacher.test, student.test),
+        ("test", teacher.test_share, student.test_share),
         ("split_seed", teacher.split_seed, student.split_seed),
     ):
         if teacher.name == student.name and theirs != ours:
@@ -155,11 +223,9 @@ def refuse_seen_test_images(teacher: DataOptions, student: DataOptions, who: str
             )
 
 
-def _with_logits(model: Network, recipe: Recipe, fingerprint: str, data: DataBundle) -> Teacher:
-    test = predict(model, data.test)
-    validation = predict(model, data.validation) if len(data.validation) else test[:0]
-    metrics = {
-        "test": measure(test, data.test.labels),
-        "validation": measure(validation, data.validation.labels) if len(data.validation) else None,
-    }
-    return Teacher(model, recipe, fingerprint, test, validation, metrics)
+def _with_logits(model: nn.Module, fingerprint: str, data: DataBundle) -> Teacher:
+    logits, metrics = {}, {}
+    for split, part in (("test", data.test), ("validation", data.validation)):
+        logits[split] = predict(model, part) if len(part) else torch.empty(0, data.num_classes)
+        metrics[split] = measure(logits[split], part.labels) if len(part) else None
+    return Teacher(model, fingerprint, logits["test"], logits["validation"], metrics)

@@ -1,0 +1,83 @@
+"""The training batches of a run, as the network sees them, from any epoch and step on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from limbeck.data.augment import augment
+from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
+from limbeck.data.mixing import mix
+from limbeck.data.sources import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from limbeck.config import AugmentOptions
+    from limbeck.data.sources import DataBundle
+
+
+class Stream(Protocol):
+    """What the loop reads."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from a step on; the same batches however often they are asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryStream:
+    """Batches of images in memory: order and views are functions of the sample, mixing is one of the step.
+
+    Attributes:
+        source: Images and labels.
+        options: Augmentations.
+        num_classes: C, for the soft labels of mixup and cutmix.
+        batch_size: Samples of a batch.
+        drop_last: Leave out the last batch of an epoch if it is incomplete.
+        seed: Seed of the run.
+    """
+
+    source: Source
+    options: AugmentOptions
+    num_classes: int
+    batch_size: int
+    drop_last: bool
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return steps_per_epoch(len(self.source), self.batch_size, self.drop_last)
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield augmented, normalised, mixed batches of an epoch, from `start_step` on."""
+        place = {"seed": self.seed, "epoch": epoch}
+        for batch in epoch_batches(
+            self.source, batch_size=self.batch_size, drop_last=self.drop_last, start_step=start_step, **place
+        ):
+            images = augment(batch.images, self.options, pixels=self.source.pixels, indices=batch.indices, **place)
+            labels = batch.labels
+            if self.options.mixup or self.options.cutmix:
+                images, labels = mix(
+                    images, labels, options=self.options, num_classes=self.num_classes, step=batch.step, **place
+                )
+            yield replace(batch, images=images, labels=labels)
+
+
+def open_stream(data: DataBundle, options: AugmentOptions, *, batch_size: int, drop_last: bool, seed: int) -> Stream:
+    """Return the training batches of a data set; a user's own loader decides on batches and views itself.
+
+    Args:
+        data: The data set.
+        options: Augmentations of images in memory.
+        batch_size: Samples of a batch.
+        drop_last: Leave out the last batch of an epoch if it is incomplete.
+        seed: Seed of the run.
+    """
+    if isinstance(data.train, Source):
+        return MemoryStream(data.train, options, data.num_classes, batch_size, drop_last, seed)
+    return data.train.stream(seed, data.device)
