@@ -11,8 +11,12 @@ import torch
 from limbeck.errors import UserError
 from limbeck.models.convnet import convnet
 from limbeck.models.mlp import mlp
+from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2
 from limbeck.models.network import Network
 from limbeck.models.resnet import BasicBlock, Bottleneck, resnet_cifar, resnet_imagenet
+from limbeck.models.shufflenet import shufflenet_v1, shufflenet_v2
+from limbeck.models.vgg import vgg
+from limbeck.models.wide_resnet import wide_resnet, wide_resnet_swish
 
 if TYPE_CHECKING:
     from limbeck.config import ModelOptions
@@ -42,12 +46,26 @@ MODELS: dict[str, Constructor] = {
     "resnet110": partial(resnet_cifar, blocks=(18, 18, 18)),
     "resnet8x4": partial(resnet_cifar, blocks=(1, 1, 1), channels=_TIMES_4),
     "resnet32x4": partial(resnet_cifar, blocks=(5, 5, 5), channels=_TIMES_4),
+    "wrn_16_1": partial(wide_resnet, depth=16, widen=1),
+    "wrn_16_2": partial(wide_resnet, depth=16, widen=2),
+    "wrn_40_1": partial(wide_resnet, depth=40, widen=1),
+    "wrn_40_2": partial(wide_resnet, depth=40, widen=2),
+    "vgg8": partial(vgg, convolutions=1),
+    "vgg13": partial(vgg, convolutions=2),
+    "mobilenet_v2": mobilenet_v2,
+    "shufflenet_v1": shufflenet_v1,
+    "shufflenet_v2": shufflenet_v2,
     "resnet18_cifar": partial(resnet_cifar, blocks=(2, 2, 2, 2), channels=_BASIC),
     "resnet50_cifar": partial(resnet_cifar, blocks=(3, 4, 6, 3), channels=_BOTTLENECK, block=Bottleneck),
+    "wrn_28_10": partial(wide_resnet, depth=28, widen=10),
+    "wrn_34_10": partial(wide_resnet, depth=34, widen=10),
+    "wrn_34_20": partial(wide_resnet, depth=34, widen=20),
+    "wrn_28_10_swish": partial(wide_resnet_swish, depth=28, widen=10),
     "resnet18": partial(resnet_imagenet, blocks=(2, 2, 2, 2), channels=_BASIC, block=BasicBlock),
     "resnet34": partial(resnet_imagenet, blocks=(3, 4, 6, 3), channels=_BASIC, block=BasicBlock),
     "resnet50": partial(resnet_imagenet, blocks=(3, 4, 6, 3), channels=_BOTTLENECK, block=Bottleneck),
     "resnext101_32x4d": partial(resnet_imagenet, blocks=(3, 4, 23, 3), channels=_BOTTLENECK, block=_RESNEXT_BLOCK),
+    "mobilenet_v1": mobilenet_v1,
 }
 
 
@@ -64,7 +82,7 @@ def build_model(options: ModelOptions, *, image_shape: tuple[int, int, int], num
         The network, in training mode. torch's random state is as before.
 
     Raises:
-        UserError: The network of the options is a user's own, which no name can build.
+        UserError: The network is a user's own, which no name can build, or cannot look at such images.
 
     Example:
         >>> from limbeck.config import ModelOptions
@@ -78,4 +96,7 @@ def build_model(options: ModelOptions, *, image_shape: tuple[int, int, int], num
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the accelerators too.
         torch.default_generator.manual_seed(seed)
-        return MODELS[options.name](image_shape, num_classes, dropout=options.dropout, **sizes)
+        try:
+            return MODELS[options.name](image_shape, num_classes, dropout=options.dropout, **sizes)
+        except ValueError as error:
+            raise UserError(f"`model.name` {options.name}: {error}") from error

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from limbeck.models.network import Network
 
 
 def convolution(incoming: int, outgoing: int, size: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -42,3 +46,9 @@ def kaiming_init(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def small_head_init(network: Network) -> None:
+    """Draw the head's weights from N(0, 0.01²) and set its bias to 0, as published for VGG and MobileNetV2."""
+    nn.init.normal_(network.head.weight, std=0.01)
+    nn.init.zeros_(network.head.bias)
