@@ -22,8 +22,8 @@ class Batch:
     Attributes:
         images: `(B, C, H, W)`: uint8 as they lie in memory, or float32, augmented and normalised.
         labels: int64 `(B,)`, or probabilities `(B, C)` from mixup and cutmix.
-        indices: int64 `(B,)`, positions in the source: with them a sample's draws can be made again. Empty where a
-            user's own loader does not tell them.
+        indices: int64 `(B,)`, positions in the source: with them a sample's draws can be made again. A user's own
+            loader does not tell them; there they are positions in the epoch.
         step: Step within the epoch, from 0.
     """
 
