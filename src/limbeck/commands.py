@@ -94,16 +94,30 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    which: Annotated[Weights, typer.Option(help="Which weights.")] = Weights.last,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Folder of a run.")] = None,
+    which: Annotated[Weights, typer.Option(help="Which weights of the run.")] = Weights.last,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Without a run: the network, such as resnet56.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its weights: .safetensors, or a public .pth.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="What it sees, such as cifar100.")] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Compute a run's metrics again from its weights."""
+    """Compute the metrics of a run's weights again, or those of a file of weights."""
+    from limbeck.config_files import recipe_of_file
     from limbeck.listings import loading, print_metrics
 
+    options = recipe_of_file(run, model, weights, data, overrides or ())
     with loading():
         from limbeck.engine.evaluate import evaluate as evaluate_run
+        from limbeck.engine.evaluate import evaluate_file
 
-    print_metrics(evaluate_run(run, which=which.value), which.value)
+    if options and weights:
+        print_metrics(evaluate_file(options, weights), weights.name)
+    elif run:
+        print_metrics(evaluate_run(run, which=which.value), which.value)
 
 
 @app.command()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 Keys = tuple[str, ...]
+LISTED = 8  # a longer list of names is not printed where one of them is near
 
 
 def one_line(error: ValidationError, data: Any, blame: Callable[[Keys], str]) -> str:
@@ -64,8 +65,11 @@ def _mistake(path: str, items: Sequence[Mapping[str, Any]]) -> str:
     expected = " or ".join(_expected(item) for item in items)
     hint = ""
     if item["type"] == "literal_error" and isinstance(item["input"], str):
-        nearest = difflib.get_close_matches(item["input"].lower(), re.findall(r"'([^']*)'", expected), n=1, cutoff=0.55)
+        known = re.findall(r"'([^']*)'", expected)
+        nearest = difflib.get_close_matches(item["input"].lower(), known, n=1, cutoff=0.55)
         hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
+        if nearest and len(known) > LISTED:
+            expected = f"one of {len(known)} names"
     return f"`{path}` expected {expected}, got {show(item['input'])}{hint}"
 
 

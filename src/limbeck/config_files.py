@@ -180,15 +180,56 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"recipe `{name_or_path}` cannot be read: {reason(error)}") from error
     if not isinstance(data, dict):
         raise UserError(f"{name_or_path}: expected options as `key: value`, got {show(data)}")
-    recipe = _validate(data, lambda _: str(name_or_path))
-    if overrides:
-        data = recipe.model_dump(mode="json")
-        parsed = sorted(map(_parse_override, overrides), key=lambda item: (len(item.path), item.path[-1] != "name"))
-        for override in parsed:
-            _check_root(override, data)
-            _assign(data, override)
-        recipe = _validate(data, lambda keys: _blame(keys, parsed))
-    return recipe
+    return override(_validate(data, lambda _: str(name_or_path)), overrides)
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe with overrides applied, as `load_recipe` does.
+
+    Args:
+        recipe: Any recipe.
+        overrides: `a.b=value`, the value in YAML.
+
+    Raises:
+        UserError: one line that names the override.
+    """
+    if not overrides:
+        return recipe
+    data = recipe.model_dump(mode="json")
+    parsed = sorted(map(_parse_override, overrides), key=lambda item: (len(item.path), item.path[-1] != "name"))
+    for item in parsed:
+        _check_root(item, data)
+        _assign(data, item)
+    return _validate(data, lambda keys: _blame(keys, parsed))
+
+
+def recipe_of_file(
+    run: Path | None, model: str | None, weights: Path | None, data: str | None, overrides: Sequence[str]
+) -> Recipe | None:
+    """Return the network and data that a file of weights is evaluated with; None where a run says them.
+
+    Args:
+        run: Folder of a run.
+        model: Name of a network.
+        weights: File of weights.
+        data: Name of a data set.
+        overrides: As of `load_recipe`; for a file only.
+
+    Raises:
+        UserError: neither a run alone nor the three others together, or an unknown name.
+    """
+    given = {"--model": model, "--weights": weights, "--data": data}
+    missing = [name for name, value in given.items() if value is None]
+    if run is not None:
+        if len(missing) < len(given) or overrides:
+            raise UserError(f"evaluate {run}: a run has its own network, weights and data; leave the options out")
+        return None
+    if missing:
+        raise UserError(
+            f"evaluate expected a RUN, or --model, --weights and --data together, got no {' and no '.join(missing)}"
+        )
+    options = {"model": {"name": model}, "data": {"name": data}}
+    return override(_validate(options, lambda keys: f"--{keys[0]}"), overrides)
 
 
 def check_teachers(recipe: Recipe) -> None:

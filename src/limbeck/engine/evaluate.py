@@ -15,13 +15,15 @@ from limbeck.engine.compare import COMPARISON
 from limbeck.engine.fit import open_device
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
-from limbeck.engine.teachers import Resources, load_trained
+from limbeck.engine.teachers import Resources, load_file, load_trained
 from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from limbeck.config import Recipe
 
 
 def evaluate(run: Path, *, which: Literal["last", "best", "ema"] = "last") -> dict[str, Any]:
@@ -59,6 +61,25 @@ def evaluate(run: Path, *, which: Literal["last", "best", "ema"] = "last") -> di
             if results["teachers"] and targets is None:
                 metrics[split]["agreement"] = None
     return metrics
+
+
+def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
+    """Return the metrics of a file of weights.
+
+    Args:
+        recipe: Its `model`, `data` and `train.device` are read.
+        weights: Our .safetensors or a public file, see `limbeck.models.weights`.
+
+    Returns:
+        `{"validation": metrics or None, "test": metrics}`.
+
+    Raises:
+        UserError: The file or the data are missing or damaged, or do not fit the network.
+    """
+    data = Resources().data(recipe.data, open_device(recipe.train.device))
+    model = load_file(recipe.model, weights, data)[0].to(data.device)
+    parts = {"validation": data.validation, "test": data.test}
+    return {name: measure(predict(model, part), part.labels) if len(part) else None for name, part in parts.items()}
 
 
 def _teacher_logits(run: Path, split: str) -> Tensor | None:
