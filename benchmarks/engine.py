@@ -1,8 +1,10 @@
 """Time per step and peak memory of the engine against a bare loop with the same networks, data and loss.
 
-`python -m benchmarks.engine [--teacher resnet20 --student resnet8 --steps 60 --rounds 3]`. Each measurement is a process
-of its own; the two take turns. The engine augments (a crop), keeps metrics, checks for divergence and writes its
-folder; the bare loop does nothing but train. Validation and checkpoints are outside of the steps that are timed.
+    python -m benchmarks.engine [--teacher resnet20 --student resnet8 --steps 60 --rounds 3]
+
+Each measurement is a process of its own; the two take turns. The engine augments (a crop), keeps metrics, watches for
+divergence and writes its folder; the bare loop only trains and looks at the validation split after each epoch, as the
+engine does. The median step is reported, so that what happens between two epochs does not count in the time.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ import torch
 from limbeck.config import Recipe
 from limbeck.data import build_data, normalise
 from limbeck.engine.fit import train_run
+from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.progress import Reporter
 from limbeck.engine.signals import StopRequest
 from limbeck.engine.teachers import GivenModule, Resources
@@ -32,6 +36,7 @@ BATCH, SKIPPED = 64, 10  # the first steps are slower: memory is allocated, libr
 
 
 def recipe(student: str, epochs: int) -> Recipe:
+    """Return a distillation on MNIST-5k whose views change, so that the teacher is asked at each step."""
     return Recipe.model_validate(
         {
             "task": "distill",
@@ -52,15 +57,17 @@ class Clock(Reporter):
         self.times: list[float] = []
 
     def step(self, step: int, samples: int) -> None:
+        """Note when the step ended."""
         self.times.append(time.perf_counter())
 
 
 def seconds_per_step(times: list[float]) -> float:
     """Return the median of the steps, so that what happens between two epochs does not count."""
-    return statistics.median(later - earlier for earlier, later in zip(times[SKIPPED:], times[SKIPPED + 1 :]))
+    return statistics.median(later - earlier for earlier, later in pairwise(times[SKIPPED:]))
 
 
 def engine(teacher: str, student: str, steps: int) -> float:
+    """Return the seconds of a step of `limbeck train`."""
     options = recipe(student, epochs=-(-steps // (2800 // BATCH)))
     clock, module = Clock(), build_model_of(teacher)
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
@@ -77,11 +84,13 @@ def engine(teacher: str, student: str, steps: int) -> float:
 
 
 def build_model_of(name: str) -> torch.nn.Module:
+    """Return a network for MNIST-5k."""
     options = recipe(name, 1).model
     return build_model(options, image_shape=(1, 28, 28), num_classes=10, seed=0)
 
 
 def bare(teacher_name: str, student_name: str, steps: int) -> float:
+    """Return the seconds of a step of the shortest loop that trains."""
     data = build_data(recipe(student_name, 1).data)
     images, labels = normalise(data.train.images, data.train.pixels), data.train.labels
     teacher, student = build_model_of(teacher_name).eval().requires_grad_(False), build_model_of(student_name)
@@ -100,16 +109,21 @@ def bare(teacher_name: str, student_name: str, steps: int) -> float:
             total.backward()
             optimizer.step()
             times.append(time.perf_counter())
+        with torch.no_grad():
+            for batch in data.validation.batches(EVALUATION_BATCH):
+                student(batch)
     return seconds_per_step(times[:steps])
 
 
 def child(kind: str, teacher: str, student: str, steps: int) -> None:
+    """Print one measurement as JSON."""
     seconds = {"engine": engine, "bare": bare}[kind](teacher, student, steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"ms": seconds * 1e3, "mib": peak}))
 
 
 def main() -> None:
+    """Let the two take turns, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", default="resnet20")
     parser.add_argument("--student", default="resnet8")

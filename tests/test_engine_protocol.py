@@ -42,6 +42,10 @@ def test_a_holdout_run_never_looks_at_the_test_split_before_its_end(tmp_path):
 
 
 def test_what_is_optimistic_survives_a_stop(tmp_path):
+    def stop(step: int) -> None:
+        if step == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     fit(paper(), tmp_path / "whole")
     with pytest.raises(Interrupted):
         fit(
@@ -55,12 +59,12 @@ def test_what_is_optimistic_survives_a_stop(tmp_path):
 
 
 def test_a_paper_s_protocol_has_no_validation_split():
-    with pytest.raises(ValueError, match="`data.validation` expected 0, got 0.2"):
+    with pytest.raises(ValueError, match=r"`data.validation` expected 0, got 0.2"):
         Recipe.model_validate({"protocol": "paper"})
 
 
 def test_a_paper_s_protocol_cannot_choose_between_settings():
     settings = [[{"name": "cross_entropy"}], [{"name": "cross_entropy", "label_smoothing": 0.1}]]
     compare = {"contenders": {"ce": {"settings": settings}}, "baseline": "ce"}
-    with pytest.raises(ValueError, match="`compare.contenders.ce` expected one, got 2"):
+    with pytest.raises(ValueError, match=r"`compare.contenders.ce` expected one, got 2"):
         Recipe.model_validate({"protocol": "paper", "data": {"validation": 0}, "compare": compare})
