@@ -150,6 +150,7 @@ def _describe(
 ) -> dict[str, Any]:
     """Write comparison.json, which names the runs of the plan, finished or not, and return what it holds."""
     rows: dict[str, Any] = {}
+    published = recipe.compare.published
     for run in plan:
         settings = recipe.compare.contenders[run.row].settings
         row = rows.setdefault(
@@ -163,7 +164,10 @@ def _describe(
     content = {
         "format": FORMAT,
         "title": recipe.title,
+        "protocol": recipe.protocol,
         "rows": rows,
+        "contenders": list(recipe.compare.contenders),
+        "published": published.model_dump(mode="json") if published else None,
         "seeds": sorted({run.seed for run in plan}),
         "baseline": recipe.compare.baseline,
         "diverged": diverged,
