@@ -1,0 +1,179 @@
+"""A reader of the files of `torch.save` that runs nothing: every object but tensors and containers is left out.
+
+A pickle names functions and has them called. Here three names of torch make tensors, one makes a dictionary, and any
+other stands for a class that takes what it is given and does nothing. This is not `torch.load`, whose safe mode
+refuses the files of research code, where options and optimizers lie beside the weights.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # begins a file in the format before torch 1.6
+ZIP_START = b"PK\x03\x04"
+
+STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
+DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class Unreadable(Exception):
+    """The content is no file of `torch.save`, or it is cut short or damaged."""
+
+
+def read_torch_file(content: bytes) -> Any:
+    """Return what `torch.save` wrote, tensors on the CPU, with a `LeftOut` for every object of any other class.
+
+    Args:
+        content: The whole file, in the format of today (zip) or that before torch 1.6.
+
+    Raises:
+        Unreadable: It is neither, or it is damaged; the zip format has a checksum of each tensor.
+    """
+    try:
+        return _read_zip(content) if content.startswith(ZIP_START) else _read_legacy(content)
+    except Exception as error:  # damaged pickles raise whatever the wrong bytes lead to
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+class LeftOut:
+    """In place of an object of any class: takes arguments, state and items, calls nothing and keeps nothing."""
+
+    def __init__(self, *args: object, **options: object) -> None: ...
+
+    def __call__(self, *args: object, **options: object) -> LeftOut:
+        """Take arguments."""
+        return self
+
+    def __setstate__(self, state: object) -> None: ...
+
+    def __setitem__(self, key: object, value: object) -> None: ...
+
+    def append(self, item: object) -> None:
+        """Take an item of a list."""
+
+    def extend(self, items: object) -> None:
+        """Take items of a list."""
+
+    def add(self, item: object) -> None:
+        """Take an item of a set."""
+
+
+def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Tensor:
+    return storage.as_strided(shape, strides, offset)  # raises where a damaged shape leaves the storage
+
+
+def _parameter(tensor: Tensor, *_: object) -> Tensor:
+    return tensor
+
+
+HARMLESS = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes tensors of storages, which are flat tensors here, and leaves all else out."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="utf-8")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a name in the pickle stands for; of a storage's class, its dtype."""
+        if module in STORAGE_MODULES and name in DTYPES:
+            return DTYPES[name]
+        return HARMLESS.get((module, name), LeftOut)
+
+    def persistent_load(self, identity: Any) -> Tensor:
+        """Return the storage that a tensor of the pickle refers to."""
+        kind, dtype, key, _, size, *view = identity
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"expected a storage, got a {kind!r}")
+        storage = self.storage(dtype, key, size)
+        if view and view[0] is not None:
+            _, start, length = view[0]
+            return storage[start : start + length]
+        return storage
+
+    def storage(self, dtype: torch.dtype, key: str, size: int) -> Tensor:
+        """Return a storage of the file, flat."""
+        raise pickle.UnpicklingError("a storage where none is expected")
+
+
+class _ZipUnpickler(_Unpickler):
+    """Reads each storage from a record of its own, whose checksum `zipfile` compares."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        super().__init__(io.BytesIO(archive.read(pickled)))
+        self._archive = archive
+        self._folder = pickled.removesuffix("data.pkl")
+        self._storages: dict[str, Tensor] = {}
+
+    def storage(self, dtype: torch.dtype, key: str, size: int) -> Tensor:
+        if key not in self._storages:
+            data = bytearray(self._archive.read(f"{self._folder}data/{key}"))
+            self._storages[key] = (
+                torch.frombuffer(data, dtype=dtype, count=size) if size else torch.empty(0, dtype=dtype)
+            )
+        return self._storages[key]
+
+
+def _read_zip(content: bytes) -> Any:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return _ZipUnpickler(archive).load()
+
+
+class _LegacyUnpickler(_Unpickler):
+    """Makes room for each storage; their bytes follow the pickle."""
+
+    def __init__(self, file: BinaryIO, file_size: int) -> None:
+        super().__init__(file)
+        self._file_size = file_size
+        self.storages: dict[str, Tensor] = {}
+
+    def storage(self, dtype: torch.dtype, key: str, size: int) -> Tensor:
+        if size * dtype.itemsize > self._file_size:
+            raise EOFError(f"a storage of {size} elements in {self._file_size} bytes")
+        if key not in self.storages:
+            self.storages[key] = torch.empty(size, dtype=dtype)
+        return self.storages[key]
+
+
+def _read_legacy(content: bytes) -> Any:
+    """Read magic number, version, system, the pickle, the storages' keys, and of each its size and bytes."""
+    file = io.BytesIO(content)
+    if _Unpickler(file).load() != MAGIC_NUMBER:
+        raise pickle.UnpicklingError("no magic number")
+    _Unpickler(file).load()
+    _Unpickler(file).load()
+    unpickler = _LegacyUnpickler(file, len(content))
+    result = unpickler.load()
+    for key in _Unpickler(file).load():
+        storage = unpickler.storages[key]
+        (size,) = struct.unpack("<q", file.read(8))
+        data = bytearray(file.read(size * storage.element_size()))
+        if size:
+            storage.copy_(torch.frombuffer(data, dtype=storage.dtype, count=size))
+    return result

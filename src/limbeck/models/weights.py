@@ -1,0 +1,135 @@
+"""Weights of a network from a file: ours (.safetensors), or a public one of research code (.pth, .pt, .tar)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import UserError, missing_extra, reason
+from limbeck.models import MODELS
+from limbeck.models.public_names import our_name
+from limbeck.models.torch_files import Unreadable, read_torch_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from limbeck.models import Network
+
+CONTAINERS = ("model", "state_dict", "model_state_dict")  # where public files keep the weights beside other things
+COUNTER = "num_batches_tracked"  # of BatchNorm; unused at its default momentum, and absent before torch 0.4.1
+SHOWN = 3
+
+
+def load_weights(path: Path, model: Network, name: str) -> str:
+    """Give a network the weights of a file, all of them or none.
+
+    A file of `torch.save` may hold the weights themselves, or a dictionary with them under `model`, `state_dict` or
+    `model_state_dict`. Names of mdistiller, RepDistiller and torchvision, with `module.` before them or not, become
+    ours. What is no tensor is left out, and no code of the file runs.
+
+    Args:
+        path: The file; its name ends with .safetensors if it is one.
+        model: The network; its weights are replaced.
+        name: Its architecture, a key of `MODELS`.
+
+    Returns:
+        SHA-256 of the file, in hexadecimal digits.
+
+    Raises:
+        UserError: The file is missing, damaged or without weights, or they are those of another network.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: expected a file of weights; {reason(error)}") from error
+    tensors = _read_safetensors(content, path) if path.suffix == ".safetensors" else _read_public(content, path)
+    expected = model.state_dict()
+    _refuse_others(tensors, expected, path, name)
+    counters = {key: value for key, value in expected.items() if key.endswith(COUNTER)}
+    model.load_state_dict(counters | _renamed(tensors, name))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_safetensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError as error:
+        raise missing_extra("safetensors", "cli", f"reading {path}") from error
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise UserError(f"{path}: expected a .safetensors file, got a truncated, damaged or foreign one") from error
+
+
+def _read_public(content: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        saved = read_torch_file(content)
+    except Unreadable as error:
+        raise UserError(
+            f"{path}: expected a file of torch.save or .safetensors, got a truncated, damaged or foreign one"
+        ) from error
+    parts = (saved.get(key) for key in CONTAINERS) if isinstance(saved, dict) else ()
+    tensors = next(filter(None, map(_tensors, parts)), None) or _tensors(saved)
+    if not tensors:
+        places = ", ".join(f"`{key}`" for key in CONTAINERS)
+        raise UserError(f"{path}: expected a dictionary of tensors, alone or under one of {places}; got no tensors")
+    return tensors
+
+
+def _tensors(saved: Any) -> dict[str, Tensor]:
+    """Return the tensors of a dictionary; of anything else, none."""
+    entries = saved.items() if isinstance(saved, dict) else ()
+    return {key: value for key, value in entries if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _renamed(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    names = {key: our_name(key, name) for key in tensors}
+    return {ours: tensors[key] for key, ours in names.items() if ours is not None}
+
+
+def _refuse_others(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, name: str) -> None:
+    """Raise UserError unless a file's tensors have the names and shapes of the expected weights."""
+    weights = _renamed(tensors, name)
+    other_shapes = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
+    differences = {
+        "missing": [key for key in expected if key not in weights and not key.endswith(COUNTER)],
+        "unexpected": [key for key in tensors if our_name(key, name) not in {None, *expected}],
+        "of another shape": [f"{key} {(*weights[key].shape,)} for {(*expected[key].shape,)}" for key in other_shapes],
+    }
+    listed = "; ".join(f"{len(names)} {what} ({_first(names)})" for what, names in differences.items() if names)
+    if not listed:
+        return
+    if other_shapes == ["head.weight", "head.bias"] and not differences["missing"] and not differences["unexpected"]:
+        raise UserError(
+            f"{path}: expected weights of `{name}` for {len(expected['head.bias'])} classes, "
+            f"got them for {len(weights['head.bias'])}; take the file of this data set, or its data"
+        )
+    raise UserError(f"{path}: expected weights of `{name}`, got {listed}; {_whose(tensors, name)}")
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _whose(tensors: Mapping[str, Tensor], name: str) -> str:
+    """Say of which network of the zoo the tensors are, whatever its images and classes."""
+    for other, constructor in MODELS.items():
+        with torch.device("meta"):
+            expected = constructor((3, 32, 32), 10).state_dict()
+        if _signature(_renamed(tensors, other)) == _signature(expected):
+            return f"these look like weights of `{other}`" + (" for other images" if other == name else "")
+    return "no network here has such weights"
+
+
+def _signature(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes, without what depends on classes (the head) or the image's channels (the second side)."""
+    return {
+        key: (*value.shape[:1], *value.shape[2:])
+        for key, value in weights.items()
+        if not key.startswith("head.") and not key.endswith(COUNTER)
+    }
