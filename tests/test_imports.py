@@ -34,10 +34,13 @@ ARROWS: dict[str, set[str]] = {
     "adversary": set(),
     "adapters": {"losses"},
     "models": SETTINGS,
-    "data": SETTINGS,
+    "data_files": set(),
+    "data": {"data_files"} | SETTINGS,
     "objectives": {"losses", "functional", "adversary"} | SETTINGS,
     "engine": {"objectives", "adversary", "models", "data", "config_files"} | SETTINGS,
     "analysis": {"errors"},
+    "config_arguments": {"config_errors"} | SETTINGS,
+    "api": {"engine", "analysis", "data", "config_arguments"} | SETTINGS,
     **{module: {"engine", "analysis", "config_files"} | SETTINGS | COMMAND_LINE for module in COMMAND_LINE},
 }
 TORCH_ALONE = {"functional", "kernels", "losses", "adversary", "models", "data", "objectives"}
@@ -48,6 +51,7 @@ QUICK = {
     "config_terms",
     "config_errors",
     "config_files",
+    "data_files",
 } | COMMAND_LINE  # help and errors must answer at once
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 OPTIONAL = {"scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}  # imported where they are used

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from limbeck.data import digits, mnist5k
+from limbeck.data import cifar, digits, mnist5k
 from limbeck.data.augment import augment
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
 from limbeck.data.mixing import mix
 from limbeck.data.sources import DataBundle, Pixels, Samples, Source, fingerprint, normalise
 from limbeck.data.splits import split
 from limbeck.data.streams import MemoryStream, Stream, open_stream
+from limbeck.data_files import data_folder
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ __all__ = [
 
 
 class Dataset(NamedTuple):
-    """How a data set is read.
+    """How a data set is read that comes with a package and has no test images of its own.
 
     Attributes:
         load: Returns all images, uint8 `(N, C, H, W)`, and labels, int64 `(N,)`.
@@ -96,6 +97,18 @@ def build_data(options: DataOptions) -> DataBundle:
 
 
 def _parts(options: DataOptions) -> list[Source]:
+    if options.name in cifar.PIXELS:
+        return _parts_of_cifar(options)
     dataset = DATASETS[options.name]
     images, labels = dataset.load()
     return [Source(images[part], labels[part], dataset.pixels) for part in split(labels, options)]
+
+
+def _parts_of_cifar(options: DataOptions) -> list[Source]:
+    """Return training and validation images, split, and the authors' test images, whole and in their order."""
+    read, pixels = cifar.load(options.name, data_folder(options.folder)), cifar.PIXELS[options.name]
+    train, validation, _ = split(read.train_labels, options)
+    return [
+        *(Source(read.train_images[part], read.train_labels[part], pixels) for part in (train, validation)),
+        Source(read.test_images, read.test_labels, pixels),
+    ]
