@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "api": ("FitResult", "fit"),
     "functional": (
         "dkl_divergence",
         "gkl_divergence",
@@ -40,12 +41,15 @@ _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = [
     "ClassPrior",
     "DKLLoss",
+    "FitResult",
     "GKLLoss",
     "IKLLoss",
     "JSLoss",
     "KLLoss",
     "ReverseKLLoss",
+    "api",
     "dkl_divergence",
+    "fit",
     "functional",
     "gkl_divergence",
     "gkl_normalizer",
@@ -75,7 +79,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from limbeck import functional, losses
+    from limbeck import api, functional, losses
+    from limbeck.api import FitResult, fit
     from limbeck.functional import (
         dkl_divergence,
         gkl_divergence,

@@ -26,8 +26,11 @@ from limbeck.models import build_model
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from torch import nn
+
     from limbeck.config import Recipe, TeacherOptions
     from limbeck.data import DataBundle
+    from limbeck.engine.given import Given
     from limbeck.engine.teachers import TeacherSource
     from limbeck.models import Network
 
@@ -67,6 +70,7 @@ def train_run(
     resources: Resources,
     sources: Sequence[TeacherSource] | None = None,
     title: str | None = None,
+    given: Given | None = None,
 ) -> dict[str, Any]:
     """Do what `fit` does, within a command that may hold many runs.
 
@@ -79,6 +83,7 @@ def train_run(
         resources: Data and teachers in memory.
         sources: The teachers; by default what the recipe says, trained if need be.
         title: Name of the run for the reporter; the recipe's by default.
+        given: Student and data, if they are not what the recipe names.
     """
     if run_folder.is_finished(run, recipe, resume=resume):
         return run_folder.read_results(run)
@@ -87,8 +92,8 @@ def train_run(
         path = run / run_folder.CHECKPOINT
         state = load_checkpoint(path) if path.is_file() else None
         with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
-            data = resources.data(recipe.data, device)
-            model = _build_student(recipe, data, device)
+            data = given.data if given else resources.data(recipe.data, device)
+            model = _prepare(given.model if given else _build_student(recipe, data), recipe, device)
             if sources is None:
                 _check_teachers(recipe, data, device, resources)
             run_folder.prepare(run, recipe)
@@ -97,7 +102,10 @@ def train_run(
             teachers = [resources.teacher(source, data, recipe.data) for source in sources]
             plain = recipe.data.augment == AugmentOptions() and isinstance(data.train, Source)
             recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
-            trainer = Trainer(recipe, run, model, data, teachers, recorded=recorded, reporter=reporter, stop=stop)
+            stream = resources.stream(recipe, data)
+            trainer = Trainer(
+                recipe, run, model, data, stream, teachers, recorded=recorded, reporter=reporter, stop=stop
+            )
             if state:
                 trainer.restore(state)
             elif resume and (run / run_folder.METRICS).is_file():
@@ -144,20 +152,23 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _build_student(recipe: Recipe, data: DataBundle, device: torch.device) -> Network:
+def _build_student(recipe: Recipe, data: DataBundle) -> Network:
     shape = cast("tuple[int, int, int]", data.image_shape)
     model = build_model(recipe.model, image_shape=shape, num_classes=data.num_classes, seed=recipe.seed)
     _refuse_bad_batches(recipe, data, model)
+    return model
+
+
+def _prepare(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
     if recipe.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
-    return model.to(device)
+    return model.to(device).train()
 
 
 def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> None:
     """Raise UserError where arithmetic tells, before the training, of no batch or of one sample under BatchNorm."""
-    if not isinstance(data.train, Source):
-        return  # a user's loader makes its own batches
-    train, samples = recipe.train, len(data.train)
+    source = cast("Source", data.train)  # the data that recipes name are in memory
+    train, samples = recipe.train, len(source)
     if steps_per_epoch(samples, train.batch_size, train.drop_last) == 0:
         raise UserError(
             f"`train.batch_size` expected at most the {samples} training images, as `train.drop_last` is on, "
@@ -168,7 +179,7 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
         return
     try:
         # A copy, so that the running statistics of the student stay new.
-        copy.deepcopy(model).train()(next(data.train.batches(1)).cpu())
+        copy.deepcopy(model).train()(next(source.batches(1)).cpu())
     except ValueError as error:
         raise UserError(
             f"`train.batch_size` {train.batch_size} (in {train.accumulate} micro-batches) leaves a batch of one of the "
@@ -213,32 +224,39 @@ def _ready(options: TeacherOptions, student: Recipe) -> TeacherSource | None:
     return WeightsFile(model, Path(options.weights))
 
 
-def train_teachers(
-    recipe: Recipe, folder: Path, *, reporter: Reporter, stop: StopRequest, resources: Resources
-) -> list[TeacherSource]:
-    """Return the teachers, in order.
-
-    Those that are named by a recipe without weights are trained to `folder/teacher0` and on, unless they are there
-    already; on the student's device.
-    """
-    sources: list[TeacherSource] = []
-    for number, options in enumerate(_teachers(recipe)):
+def plan_teachers(recipe: Recipe) -> list[tuple[TeacherSource, None] | tuple[None, Recipe]]:
+    """Return the teachers, in order: each is there already, or has a recipe to train it by, on the student's device."""
+    plan: list[tuple[TeacherSource, None] | tuple[None, Recipe]] = []
+    for options in _teachers(recipe):
         if (ready := _ready(options, recipe)) is not None:
-            sources.append(ready)
+            plan.append((ready, None))
             continue
         teacher = _teacher_recipe(str(options.recipe), recipe)
         threads = teacher.train.threads or recipe.train.threads
         train = teacher.train.model_copy(update={"device": recipe.train.device, "threads": threads})
-        teacher = teacher.model_copy(update={"train": train})
-        run = folder / f"teacher{number}"
-        train_run(
-            teacher,
-            run,
-            resume=True,
-            reporter=reporter,
-            stop=stop,
-            resources=resources,
-            title=f"teacher {number}, split {recipe.data.split_seed}",
-        )
-        sources.append(run)
+        plan.append((None, teacher.model_copy(update={"train": train})))
+    return plan
+
+
+def teacher_folder(folder: Path, number: int) -> Path:
+    """Return where the teacher at a position of the recipe is kept, if it is trained for the runs in `folder`."""
+    return folder / f"teacher{number}"
+
+
+def train_teachers(
+    recipe: Recipe, folder: Path, *, reporter: Reporter, stop: StopRequest, resources: Resources
+) -> list[TeacherSource]:
+    """Return the teachers, in order; those that are trained and not in `folder` yet are trained to it."""
+    sources: list[TeacherSource] = []
+    for number, (source, teacher) in enumerate(plan_teachers(recipe)):
+        run = teacher_folder(folder, number)
+        if teacher is not None:
+            title = teacher_title(number, recipe)
+            train_run(teacher, run, resume=True, reporter=reporter, stop=stop, resources=resources, title=title)
+        sources.append(source or run)
     return sources
+
+
+def teacher_title(number: int, student: Recipe) -> str:
+    """Return the name of a teacher's run for the reporter."""
+    return f"teacher {number}, split {student.data.split_seed}"

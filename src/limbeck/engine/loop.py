@@ -6,6 +6,7 @@ samples over those of the whole step), and `synchronize` of the losses. There is
 
 from __future__ import annotations
 
+import hashlib
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from limbeck.data import Batch, open_stream
+from limbeck.data import Batch
 from limbeck.engine import checkpoint, run_folder
 from limbeck.engine.log import NotFinite, RunLog, RunningMeans
 from limbeck.engine.metrics import NotFiniteLogits, accuracy_by_teacher_score, measure, predict
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from limbeck.config import Recipe
-    from limbeck.data import DataBundle
+    from limbeck.data import DataBundle, Stream
     from limbeck.engine.progress import Reporter
     from limbeck.engine.signals import StopRequest
     from limbeck.engine.teachers import Teacher
@@ -46,6 +47,7 @@ class Trainer:
         run: Folder of the run, ready to be written to.
         model: The student, on the data's device.
         data: The data.
+        stream: Its training batches.
         teachers: For the task `distill`.
         recorded: The teachers' logits on the training images, if no augmentation makes other views of them.
         reporter: Whom to tell.
@@ -58,6 +60,7 @@ class Trainer:
         run: Path,
         model: nn.Module,
         data: DataBundle,
+        stream: Stream,
         teachers: Sequence[Teacher],
         *,
         recorded: Sequence[Tensor],
@@ -68,14 +71,7 @@ class Trainer:
         self.reporter, self.stop = reporter, stop
         self.device = data.device
         self.epochs = recipe.train.epochs
-        self.stream = open_stream(
-            data,
-            recipe.data.augment,
-            batch_size=recipe.train.batch_size,
-            drop_last=recipe.train.drop_last,
-            seed=recipe.seed,
-        )
-        self.steps_per_epoch = self.stream.steps_per_epoch
+        self.stream, self.steps_per_epoch = stream, stream.steps_per_epoch
         networks = [teacher.model for teacher in teachers]
         self.objective = build_objective(recipe, model, networks, data.num_classes, recorded)
         self.objective.to(self.device)
@@ -330,6 +326,7 @@ class Trainer:
             "recipe": run_folder.recipe_fingerprint(self.recipe),
             "data": self.data.fingerprint,
             "teachers": " ".join(teacher.fingerprint for teacher in self.teachers),
+            "network": _shapes(self.model),
         }
 
     def _check_weights(self) -> None:
@@ -358,6 +355,12 @@ class Trainer:
         factors = {name: value for name, value in term if name == "weight" or name.endswith("_weight")}
         listed = ", ".join(f"`{place}.{name}` (now {value:g})" for name, value in factors.items())
         return f"smaller factors of this term, {listed}: the learning rate has changed nothing before this step"
+
+
+def _shapes(model: nn.Module) -> str:
+    """Return the SHA-256 of the names and shapes of a state, which a user's own module may change unseen."""
+    shapes = [f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items()]
+    return hashlib.sha256("\n".join(shapes).encode()).hexdigest()
 
 
 def _values(batch: Batch, outcome: Outcome) -> Tensor:

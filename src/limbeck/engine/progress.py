@@ -99,6 +99,13 @@ def _epoch_words(line: Mapping[str, Any]) -> dict[str, str]:
     return words | ({"validation": f"validation {100 * validation['top1']:.1f} %"} if validation else {})
 
 
+def _final_words(results: Mapping[str, Any]) -> str:
+    for split in ("test", "validation"):
+        if metrics := results["last"][split]:
+            return f"{split} {100 * metrics['top1']:.1f} %"
+    return "done"
+
+
 def fit_words(words: Mapping[str, str], room: int) -> str:
     """Return words side by side, less those that find no room; `DROPPED_FIRST` says which go.
 
@@ -152,8 +159,8 @@ class PlainReporter(Reporter):
             self.note(f"epoch {line['epoch']}/{epochs}: {describe_epoch(line)} ({speed})")
 
     def end_run(self, results: Mapping[str, Any]) -> None:
-        """Print the accuracy on the test split, and in a plan the time that is left."""
-        text = f"{self._title}: test {results['last']['test']['top1']:.1%}".replace("%", " %")
+        """Print the accuracy on the test split, or else on validation, and in a plan the time that is left."""
+        text = f"{self._title}: {_final_words(results)}"
         if self._plan is not None:
             self._plan.add(self._plan.now + 1, 0)
             text = f"[{self._plan.now}/{self._plan.steps}] {text} ({self._plan.left()} left)"

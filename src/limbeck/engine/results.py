@@ -64,6 +64,7 @@ def _description(trainer: Trainer) -> dict[str, Any]:
         "losses": [term.model_dump(mode="json") for term in recipe.losses],
         "data": recipe.data.model_dump(mode="json"),
         "data_fingerprint": data.fingerprint,
+        "teacher_fingerprints": [teacher.fingerprint for teacher in trainer.teachers],
         "num_classes": data.num_classes,
         "image_shape": list(data.image_shape),
         "class_counts": data.class_counts.tolist(),
@@ -88,7 +89,8 @@ def _evaluation(trainer: Trainer, model: nn.Module, epoch: int, test_logits: Ten
 
 
 def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    content = save_safetensors({name: value.cpu().contiguous() for name, value in weights.items()})
+    # Copies, because the format refuses tensors that share memory, as tied weights do.
+    content = save_safetensors({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
     with atomic_file(path) as file:
         file.write(content)
 
@@ -104,7 +106,7 @@ def _predictions(trainer: Trainer, test_logits: Tensor) -> dict[str, np.ndarray[
         "train_class_counts": data.class_counts,
         "class_means": class_means(test_logits, data.test.labels.cpu()),
     }
-    if isinstance(trainer.model, Network):
+    if isinstance(trainer.model, Network) and len(data.test):
         arrays["test_features"] = _features(trainer.model, data.test)
     prior = trainer.objective.class_prior()
     if prior is not None:
