@@ -50,6 +50,7 @@ def fake_run(
     losses: Sequence[dict[str, Any]] = (CROSS_ENTROPY, KL),
     epochs: int = 20,
     distill: bool = True,
+    optimistic: float | None = None,
 ) -> Path:
     """Write a finished run with the accuracies given; its predictions are random around them."""
     rng, classes, samples = np.random.default_rng(seed + int(1e6 * top1)), len(counts), 300
@@ -93,7 +94,8 @@ def fake_run(
         {"format": 1, "title": "fake", "task": "distill" if distill else "supervised", "seed": seed}
         | {"losses": list(losses), "data": {"name": "digits"}, "num_classes": classes, "class_counts": list(counts)}
         | {"epochs": epochs, "steps": 16 * epochs, "parameters": 1234, "train_seconds": 3.2, "last": last}
-        | {"best": None if held_out is None else last, "ema": None, "teachers": teachers},
+        | {"best": None if held_out is None else last, "ema": None, "teachers": teachers}
+        | {"optimistic": None if optimistic is None else {"epoch": 3, "test": metrics(optimistic, teacher=distill)}},
     )
     return folder
 

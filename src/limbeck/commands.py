@@ -131,6 +131,9 @@ def compare(
     folder: Annotated[
         Path | None, typer.Option(help="Comparison folder.", show_default="runs/compare-RECIPE, / as -")
     ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Also print the paper's table: weights, the paper's figure and ours.")
+    ] = False,
 ) -> None:
     """Train the rows of a recipe on several seeds, then print the table. Finished runs are not trained again."""
     from limbeck.config_files import check_teachers, default_folder, load_recipe, select_rows
@@ -140,7 +143,8 @@ def compare(
     rows = select_rows(options, losses)
     from limbeck.present import compare_and_show
 
-    compare_and_show(options, folder or default_folder(recipe, "compare-"), rows=rows, seeds=seeds)
+    place = folder or default_folder(recipe, "compare-")
+    compare_and_show(options, place, rows=rows, seeds=seeds, published=table)
 
 
 @app.command()

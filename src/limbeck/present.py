@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from limbeck.config import Recipe
 
 
-def compare_and_show(recipe: Recipe, folder: Path, *, rows: Sequence[str] | None, seeds: int) -> None:
+def compare_and_show(
+    recipe: Recipe, folder: Path, *, rows: Sequence[str] | None, seeds: int, published: bool = False
+) -> None:
     """Train a comparison's rows, print its table, draw its pictures and write its report.
 
     Args:
@@ -24,8 +26,12 @@ def compare_and_show(recipe: Recipe, folder: Path, *, rows: Sequence[str] | None
         folder: Of the comparison. Runs that are finished there are not trained again.
         rows: Which of the contenders; None is all.
         seeds: Runs per row and setting.
+        published: Also print the table of the paper that the recipe names, its figures beside ours.
     """
+    if published and recipe.compare.published is None:
+        raise UserError("--table expected a recipe with `compare.published`, as in distill/cifar100, got none")
     from limbeck.analysis.comparison import summarise
+    from limbeck.analysis.published import compare_with_paper, rich_published
     from limbeck.analysis.tables import rich_table
 
     with loading():
@@ -38,6 +44,8 @@ def compare_and_show(recipe: Recipe, folder: Path, *, rows: Sequence[str] | None
     new = len(_finished(folder) - finished)
     say(f"\n{recipe.title}")
     print_rich(rich_table(summarise(folder)))
+    if published:
+        print_rich(rich_published(compare_with_paper(folder)))
     if new:
         say(f"Trained {new} runs in {time.monotonic() - start:.0f} s; {len(finished)} were finished already.")
     else:

@@ -1,0 +1,263 @@
+"""A comparison beside a paper's table: the paper's figure and ours, with the weights that each method was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from limbeck.analysis.comparison import WAY_OUT, summarise
+from limbeck.analysis.run_files import Run, read_versioned
+from limbeck.analysis.statistics import Spread, spread
+from limbeck.analysis.tables import mean_and_std
+from limbeck.errors import UserError, missing_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.console import Group
+
+    from limbeck.analysis.comparison import Comparison, Row
+
+Term = dict[str, Any]
+
+NAMES = {"cross_entropy": "CE", "kl": "KL", "reverse_kl": "reverse KL", "js": "JS"}
+"""Losses that are not written in capitals as they are."""
+SHORT = {
+    "mse_weight": "mse",
+    "ce_weight": "ce",
+    "weight_power": "γ",
+    "prior_temperature": "τ",
+    "temperature": "T",
+    "warmup_epochs": "warm-up",
+    "ramp_epochs": "ramp",
+    "label_smoothing": "smoothing",
+}
+UNSAID = {
+    "decay": "none",
+    "warmup_epochs": 0.0,
+    "ramp_epochs": 0,
+    "label_smoothing": 0.0,
+    "temperature": 1.0,
+    "scale_by_t2": False,
+    "symmetric": False,
+}
+NORMALIZERS = {"ikl": "samples", "gkl": "weights"}
+"""What the public code divides by. Options that a description leaves out at these values, here and above."""
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One line of the table; accuracies are test top-1 in percent, what is not known is None.
+
+    Attributes:
+        name: the row's, or "teacher".
+        terms: the loss terms of its setting; empty where nothing is trained.
+        paper: the paper's figure.
+        ours: of the last epoch, over the seeds.
+        optimistic: of the epoch that was best on the test images, which the figure above never is.
+        remark: why there is no figure of ours; empty where there is one.
+    """
+
+    name: str
+    terms: tuple[Term, ...] = ()
+    paper: float | None = None
+    ours: Spread | None = None
+    optimistic: Spread | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A column of a paper's table beside a comparison: `source` names the column."""
+
+    source: str
+    protocol: str
+    rows: tuple[PublishedRow, ...]
+    epochs: int
+    seeds: int
+    missing: tuple[str, ...]
+
+
+def compare_with_paper(folder: Path) -> PublishedTable:
+    """Return the comparison in `folder` beside the column of the paper that its recipe names.
+
+    First the teacher, then what has no figure in the column (the student alone has its own), then the paper's rows in
+    their order, those of rivals without a loss here among them.
+
+    Raises:
+        UserError: no comparison there, its recipe has no published figures, or what `summarise` raises.
+    """
+    content = read_versioned(folder / "comparison.json", way_out=WAY_OUT)
+    published = content.get("published")
+    if not published:
+        raise UserError(f"{folder}: the recipe has no `compare.published`, the figures of a paper; leave out --table")
+    comparison = summarise(folder)
+    measured = {row.name: row for row in comparison.rows}
+    names = [*(name for name in content["contenders"] if name not in published["rows"]), *published["rows"]]
+    teacher = PublishedRow("teacher", paper=published["teacher"], ours=_teacher(comparison))
+    rows = [_row(name, measured.get(name), content, published) for name in names]
+    if not any(_is_student_alone(row) for row in rows):
+        rows.insert(0, PublishedRow("student alone", paper=published["student"], remark="no row of this comparison"))
+    return PublishedTable(
+        source=published["source"],
+        protocol=content["protocol"],
+        rows=(teacher, *rows),
+        epochs=comparison.epochs,
+        seeds=len(comparison.seeds),
+        missing=comparison.missing,
+    )
+
+
+def _row(name: str, row: Row | None, content: Mapping[str, Any], published: Mapping[str, Any]) -> PublishedRow:
+    """Return the line of a contender that was trained, of one that was not, or of a rival."""
+    paper = published["rows"].get(name)
+    if row is None:
+        known = name in content["contenders"]
+        return PublishedRow(name, paper=paper, remark="not trained" if known else "no loss here yet")
+    terms = tuple(row.settings[row.selected])
+    line = PublishedRow(name, terms, paper, row.top1, _optimistic(list(row.runs.values())))
+    if paper is None and _is_student_alone(line):
+        return PublishedRow(name, terms, published["student"], line.ours, line.optimistic)
+    return line
+
+
+def _is_student_alone(row: PublishedRow) -> bool:
+    return bool(row.terms) and all(term["name"] == "cross_entropy" for term in row.terms)
+
+
+def _teacher(comparison: Comparison) -> Spread | None:
+    """Return the first teacher's test top-1, as the students' runs took it down, each teacher once."""
+    runs = [run for row in comparison.rows for run in row.runs.values()]
+    found = {teachers[0]["test"]["top1"] * 100 for run in runs if (teachers := run.results["teachers"])}
+    return spread(sorted(found)) if found else None
+
+
+def _optimistic(runs: Sequence[Run]) -> Spread | None:
+    """Return the test top-1 of the epoch best on test; None unless every run has it."""
+    best = [run.results.get("optimistic") for run in runs]
+    return spread([each["test"]["top1"] * 100 for each in best if each]) if all(best) else None
+
+
+# --- weights in few words -----------------------------------------------------------------------------------
+
+
+def describe(terms: Sequence[Term]) -> str:
+    """Return a setting in few words: γ is `weight_power`, τ `prior_temperature`.
+
+    >>> kd = [{"name": "cross_entropy", "weight": 0.1}, {"name": "kl", "weight": 0.9, "temperature": 4.0}]
+    >>> describe([kd[0], {**kd[1], "scale_by_t2": True}])
+    '0.1·CE + 0.9·KL(T 4, ×T²)'
+    >>> describe([{"name": "gkl", "weight": 1.0, "prior": "class", "mse_weight": 16.0, "ce_weight": 1.0}])
+    '1·GKL(class, mse 16, ce 1)'
+    """
+    return " + ".join(map(_describe_term, terms))
+
+
+def _describe_term(term: Term) -> str:
+    unsaid = {**UNSAID, "normalizer": NORMALIZERS.get(term["name"])}
+    said = {key: value for key, value in term.items() if key not in ("name", "weight") and unsaid.get(key) != value}
+    if "warmup_epochs" in said:
+        said["warmup_epochs"] = said.pop("warmup_epochs")  # to the end: it is the term's, not the loss's
+    options = ", ".join(_describe_option(key, value) for key, value in said.items())
+    name = NAMES.get(term["name"], term["name"].upper())
+    return f"{term.get('weight', 1.0):g}·{name}" + (f"({options})" if options else "")
+
+
+def _describe_option(key: str, value: Any) -> str:
+    if key == "scale_by_t2":
+        return "×T²"
+    if value is True:
+        return key
+    if isinstance(value, str):
+        return value
+    return f"{SHORT.get(key, key)} {value:g}"
+
+
+def soft_gradient(terms: Sequence[Term]) -> float | None:
+    """Return the factor of `softmax(z / T) - softmax(z_teacher / T)` in the gradient to the student's logits z.
+
+    It is what the weights of soft labels have to be compared by: KL times T² has weight · T, a cross-entropy with soft
+    labels at temperature T, as in IKL and GKL, weight · ce_weight / T. Warm-ups are over.
+
+    Returns:
+        The factor; None where no term has soft labels, or where they differ in temperature or in the form of their
+        gradient (reverse KL, Jensen-Shannon), so that there is no such factor.
+
+    >>> soft_gradient([{"name": "kl", "weight": 1.0, "temperature": 4.0, "scale_by_t2": True}])
+    4.0
+    >>> soft_gradient([{"name": "gkl", "weight": 1.0, "ce_weight": 1.0, "temperature": 4.0}])
+    0.25
+    """
+    soft = [term for term in terms if term["name"] != "cross_entropy"]
+    temperatures = {term.get("temperature", 1.0) for term in soft}
+    if len(temperatures) != 1 or any(term["name"] not in ("kl", "dkl", "ikl", "gkl") for term in soft):
+        return None
+    (temperature,) = temperatures
+    squares = (temperature**2 if term.get("scale_by_t2") else 1.0 for term in soft)
+    weights = (term.get("weight", 1.0) * term.get("ce_weight", 1.0) for term in soft)
+    return float(sum(w * s for w, s in zip(weights, squares, strict=True)) / temperature)
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+TITLES = ("method", "weights", "soft\ngradient", "paper,\n%", "ours, last\nepoch, %", "optimistic,\n%", "ours −\npaper")
+
+
+def cells(table: PublishedTable) -> list[tuple[str, ...]]:
+    """Return the texts of each line, under `TITLES`."""
+    return [_cells(row, table.seeds) for row in table.rows]
+
+
+def _cells(row: PublishedRow, seeds: int) -> tuple[str, ...]:
+    factor = soft_gradient(row.terms)
+    counted = row.ours is not None and row.terms and row.ours.n != seeds
+    ours = "-" if row.ours is None else mean_and_std(row.ours) + (f" (n={row.ours.n})" if counted else "")
+    difference = "-" if row.ours is None or row.paper is None else f"{row.ours.mean - row.paper:+.2f}"
+    return (
+        row.name,
+        describe(row.terms) or row.remark or "-",
+        "-" if factor is None else f"{factor:.4g}",
+        "-" if row.paper is None else f"{row.paper:.2f}",
+        ours,
+        "-" if row.optimistic is None else mean_and_std(row.optimistic),
+        difference,
+    )
+
+
+def notes(table: PublishedTable) -> list[str]:
+    """Return the sentences that belong under the table."""
+    sentences = []
+    if table.missing:
+        sentences.append(f"INCOMPLETE: {len(table.missing)} runs are not finished; this table may change.")
+    protocol = "all training images (protocol paper)"
+    if table.protocol != "paper":
+        protocol = f"protocol {table.protocol}, which holds out images that the paper trained on"
+    return [
+        *sentences,
+        f"n = {table.seeds} per row, {table.epochs} epochs, {protocol}; ± is the standard deviation over seeds. "
+        "ours − paper: points, of the last epoch.",
+        "optimistic: the epoch that was best on the test images. It is chosen by what it is measured on, so it is too "
+        "high, but many published figures are made so.",
+        "soft gradient: the factor of softmax(z / T) − softmax(z_teacher / T) in the gradient to the student's logits "
+        "z. KL times T² has weight · T, GKL's soft cross-entropy weight · ce / T: at T = 4 and equal weights 16 times "
+        "less. γ: weight_power, τ: prior_temperature.",
+    ]
+
+
+def rich_published(table: PublishedTable) -> Group:
+    """Return the table and its notes for `rich.console.Console.print`."""
+    try:
+        from rich import box
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError as error:
+        raise missing_extra("rich", "cli", "the table") from error
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title=table.source)
+    for title in TITLES:
+        left = title in ("method", "weights")
+        drawn.add_column(Text(title), justify="left" if left else "right", no_wrap=title != "weights")
+    for row, texts in zip(table.rows, cells(table), strict=True):
+        drawn.add_row(*map(Text, texts), style="dim" if row.remark else "")
+    return Group(drawn, *(Text(sentence, style="dim") for sentence in notes(table)))
