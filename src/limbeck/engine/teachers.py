@@ -12,10 +12,11 @@ from safetensors.torch import load as load_safetensors
 
 from limbeck.config import OWN_TEST, AugmentOptions
 from limbeck.config_files import load_recipe
-from limbeck.data import DataBundle, build_data
+from limbeck.data import DataBundle, Source, build_data
 from limbeck.engine import run_folder
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
+from limbeck.engine.views import RememberingTeacher, open_run_stream
 from limbeck.errors import UserError
 from limbeck.models import build_model
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from limbeck.config import DataOptions, ModelOptions, Recipe
-    from limbeck.data import Source
+    from limbeck.data import Stream
+    from limbeck.engine.views import ViewStore
     from limbeck.models import Network
 
 
@@ -77,9 +79,14 @@ class Teacher:
 
 
 class Resources:
-    """What the runs of a process share. Everything in it is read-only."""
+    """What the runs of a process share. Everything in it is read-only.
 
-    def __init__(self) -> None:
+    Args:
+        views: Keeps the batches of a seed and the teachers' logits on them, where several runs are to see the same.
+    """
+
+    def __init__(self, views: ViewStore | None = None) -> None:
+        self._views = views
         self._data: dict[tuple[DataOptions, torch.device], DataBundle] = {}
         self._teachers: dict[tuple[Hashable, str, torch.device], Teacher] = {}
         self._recorded: dict[tuple[str, str, torch.device], Tensor] = {}
@@ -106,8 +113,15 @@ class Resources:
         if key not in self._teachers:
             model, fingerprint = _open(source, data, options)
             model = model.to(data.device).eval().requires_grad_(False)
-            self._teachers[key] = _with_logits(model, fingerprint, data)
+            teacher = _with_logits(model, fingerprint, data)
+            if self._views and isinstance(data.train, Source):  # a user's loader may write new images to one tensor
+                teacher = replace(teacher, model=RememberingTeacher(model))
+            self._teachers[key] = teacher
         return self._teachers[key]
+
+    def stream(self, recipe: Recipe, data: DataBundle) -> Stream:
+        """Return the training batches of a run."""
+        return self._views.stream(recipe, data) if self._views else open_run_stream(recipe, data)
 
     def recorded(self, teacher: Teacher, data: DataBundle) -> Tensor:
         """Return a teacher's logits on the training images, which are in memory, as they are: `(N, C)`."""
