@@ -7,7 +7,10 @@ import pytest
 from fake_runs import LONG_TAILED, demo_like, fake_comparison, fake_run
 
 from limbeck.analysis.comparison import select, summarise
+from limbeck.analysis.pictures import comparison_pictures
+from limbeck.analysis.report import html
 from limbeck.analysis.statistics import paired_difference, spread
+from limbeck.analysis.tables import notes
 from limbeck.errors import UserError
 
 SEEDS = [(0.90, 0.89), (0.92, 0.90), (0.91, 0.91)]
@@ -198,6 +201,59 @@ def test_results_without_test_accuracy_name_what_is_expected(tmp_path):
     folder = fake_comparison(tmp_path, {"kl": [SEEDS]})
     edit(folder / "kl/setting0/seed0/results.json", lambda content: content["last"].update(test={}))
     with pytest.raises(UserError, match=r"seed0/results\.json: expected `last\.test\.top1`"):
+        summarise(folder)
+
+
+def without_test_split(run):
+    """Change a run to what a user's own loaders leave behind when there are none of test images."""
+
+    def change(content):
+        content["class_counts"] = []
+        for key in ("last", "best"):
+            content[key]["test"] = None
+        for teacher in content["teachers"]:
+            teacher["test"] = None
+
+    edit(run / "results.json", change)
+    with np.load(run / "predictions.npz") as file:
+        arrays = dict(file)
+    for name in [name for name in arrays if "test_" in name]:
+        arrays[name.replace("test_", "validation_")] = arrays[name]
+        arrays[name] = arrays[name][:0]
+    arrays["train_class_counts"] = arrays["train_class_counts"][:0]
+    np.savez(run / "predictions.npz", **arrays)
+
+
+def test_without_a_test_split_validation_is_reported_and_called_so(tmp_path):
+    folder = fake_comparison(tmp_path, {"ce": [SEEDS], "kl": [SEEDS]})
+    edit(folder / "comparison.json", lambda content: content.update(teachers=[]))
+    for run in folder.glob("*/setting0/seed*"):
+        without_test_split(run)
+    comparison = summarise(folder)
+    row = comparison.row("ce")
+    assert comparison.split == "validation"
+    assert row.top1.values == tuple(pytest.approx(100 * validation) for _, validation in SEEDS)
+    assert row.best_top1 is None
+    assert comparison.teachers == (pytest.approx(98.0),)
+    for text in (comparison.table(), html(comparison, comparison_pictures(comparison))):
+        words = " ".join(text.split())
+        assert "validation top-1, %" in words
+        assert "Images: 200 validation" in words
+        assert "test top-1" not in words.lower()
+
+
+def test_several_settings_chosen_on_the_split_that_is_reported_are_called_optimistic(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS, SEEDS]})
+    for run in folder.glob("*/setting*/seed*"):
+        without_test_split(run)
+    assert "the figure shown: it is optimistic" in " ".join(notes(summarise(folder)))
+
+
+def test_runs_without_test_and_validation_have_nothing_to_report(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS]})
+    edit(folder / "comparison.json", lambda content: content.update(teachers=[]))
+    edit(folder / "kl/setting0/seed0/results.json", lambda content: content["last"].update(test=None, validation=None))
+    with pytest.raises(UserError, match="expected a test or a validation split to report, got neither"):
         summarise(folder)
 
 

@@ -81,7 +81,7 @@ def test_classes_stand_from_most_to_fewest_training_images(tmp_path, axes):
     run = read_run(fake_run(tmp_path / "run", counts=(5, 50, 20)))
     result = per_class.compute({"kl": [run]})
     assert result.order.tolist() == [1, 2, 0]
-    assert result.rows["kl"][0] == pytest.approx(100 * run.test_scores.accuracy[[1, 2, 0]])
+    assert result.rows["kl"][0] == pytest.approx(100 * run.scores.accuracy[[1, 2, 0]])
     per_class.draw(result, axes)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "0"]
 

@@ -36,9 +36,9 @@ def test_accuracy_of_a_class_without_samples_is_nan():
     assert class_accuracy(logits, np.array([0, 0, 0]), 3) == pytest.approx([2 / 3, np.nan, np.nan], nan_ok=True)
 
 
-def test_test_scores_agree_with_the_predictions(tmp_path):
+def test_scores_agree_with_the_predictions(tmp_path):
     run = fake_run(tmp_path / "run")
-    scores = read_run(run).test_scores
+    scores = read_run(run).scores
     with np.load(run / "predictions.npz") as file:
         assert scores.class_means == pytest.approx(class_means(file["test_logits"], file["test_labels"], 10), abs=1e-6)
         right = file["test_logits"].argmax(1) == file["test_labels"]
@@ -46,7 +46,7 @@ def test_test_scores_agree_with_the_predictions(tmp_path):
 
 
 def test_run_without_teacher_has_neither_its_scores_nor_a_prior(tmp_path):
-    scores = read_run(fake_run(tmp_path / "run", distill=False)).test_scores
+    scores = read_run(fake_run(tmp_path / "run", distill=False)).scores
     assert (scores.teacher_class_means, scores.prior) == (None, None)
 
 
@@ -71,7 +71,7 @@ def test_truncated_predictions_are_one_line_naming_the_file(tmp_path, keep):
     content = (run / "predictions.npz").read_bytes()
     (run / "predictions.npz").write_bytes(content[:keep])
     with pytest.raises(UserError, match=r"predictions\.npz.*train the run again") as caught:
-        _ = read_run(run).test_scores
+        _ = read_run(run).scores
     assert "\n" not in str(caught.value)
 
 
@@ -79,17 +79,17 @@ def test_foreign_predictions_are_refused(tmp_path):
     run = fake_run(tmp_path / "run")
     replace_arrays(run, test_logits=None)
     with pytest.raises(UserError, match="test_logits"):
-        _ = read_run(run).test_scores
+        _ = read_run(run).scores
     (run / "predictions.npz").unlink()
     with pytest.raises(UserError, match=r"predictions\.npz is missing"):
-        _ = read_run(run).test_scores
+        _ = read_run(run).scores
 
 
 def test_pickled_arrays_are_not_opened(tmp_path):
     run = fake_run(tmp_path / "run")
     replace_arrays(run, test_labels=np.array([{}, {}], dtype=object))
     with pytest.raises(UserError, match=r"predictions\.npz"):
-        _ = read_run(run).test_scores
+        _ = read_run(run).scores
 
 
 def test_other_folder_is_no_run(tmp_path):

@@ -24,8 +24,8 @@ LONG_TAIL = 2.0
 class Row:
     """One loss at its chosen setting. Accuracies, `ece` and `agreement` are percentages, `nll` is in nats.
 
-    All but `best_top1` are of the last epoch's weights on the test split; `best_top1` is the test accuracy of the
-    epoch that was best on validation. What the runs do not have is None.
+    All but `best_top1` are of the last epoch's weights on the comparison's `split`; `best_top1` is the test accuracy of
+    the epoch that was best on validation, None where validation is what is reported. What the runs do not have is None.
 
     Attributes:
         name: of the row.
@@ -33,7 +33,7 @@ class Row:
         validation: validation top-1 of each setting tried; None without a validation split or a finished run.
         selected: index of the chosen setting.
         runs: finished runs of the chosen setting, by seed.
-        difference: test top-1 less the baseline's, in percentage points; None for the baseline itself.
+        difference: top-1 less the baseline's, in percentage points; None for the baseline itself.
         p_holm: its p-value after Holm's correction over the rows; None where no test was made.
         verdict: the difference in words, see `statistics.verdict`; empty where there is none.
         head: accuracy on the largest third of the classes, mean over classes; None unless the classes are long-tailed.
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Control:
-    """Two rows that theory makes equal: `largest` is the greatest |difference| of test top-1 over the seeds, points."""
+    """Two rows that theory makes equal: `largest` is the greatest |difference| of top-1 over the seeds, points."""
 
     first: str
     second: str
@@ -73,7 +73,7 @@ class Comparison:
 
     `missing` names the runs without results, relative to the folder; `seconds` is wall-clock time as the engine
     took it down; `vary_split` says that each seed has its own split and teachers; `diverged` names
-    runs that were given up.
+    runs that were given up; `split` is what is reported: "test", or "validation" where there are no test images.
     """
 
     folder: Path
@@ -90,6 +90,7 @@ class Comparison:
     seconds: Mapping[str, float]
     vary_split: bool
     diverged: tuple[str, ...]
+    split: str
 
     def row(self, name: str) -> Row:
         """Return the row called `name`; KeyError when there is none."""
@@ -102,12 +103,22 @@ class Comparison:
         """Return the finished runs of every row's chosen setting, for the pictures."""
         return {row.name: list(row.runs.values()) for row in self.rows}
 
+    def table(self) -> str:
+        """Return the table and its notes as plain text, 100 columns wide."""
+        from limbeck.analysis.tables import plain  # which imports this module
+
+        return plain(self)
+
+    def __str__(self) -> str:
+        return self.table()
+
 
 def summarise(folder: Path) -> Comparison:
     """Return the summary of the comparison in `folder`.
 
     Each row's setting is the one with the best mean validation top-1 of the last epoch; the test split is read
-    for the chosen setting alone. Differences are paired by seed. Runs that are not finished are listed, not hidden.
+    for the chosen setting alone. Without a test split the figures are of validation. Differences are paired by seed.
+    Runs that are not finished are listed, not hidden.
 
     Raises:
         UserError: no comparison there, none of its runs finished, a damaged file, or several settings to choose from
@@ -129,13 +140,14 @@ def summarise(folder: Path) -> Comparison:
         controls=tuple(_control(by_name[a], by_name[b]) for a, b in plan.equal if a in by_name and b in by_name),
         seeds=plan.seeds,
         missing=tuple(run for run in missing if run not in plan.diverged),
-        teachers=tuple(_measure([Run(folder / name)], "test", "top1", 100)[0] for name in plan.teachers),
+        teachers=_teachers(folder, plan.teachers, any_run),
         images=_images(any_run),
         class_counts=_class_counts(any_run),
         epochs=int(any_run.metric("epochs") or 0),
         seconds=plan.seconds,
         vary_split=plan.vary_split,
         diverged=plan.diverged,
+        split=any_run.split,
     )
 
 
@@ -227,8 +239,9 @@ def _measured(
     selected: int,
     runs: dict[int, Run],
 ) -> Row:
-    """Return the row of a chosen setting, measured on the test split."""
+    """Return the row of a chosen setting, measured on the split that its runs report."""
     by_seed = list(runs.values())
+    split = by_seed[0].split
     head, tail = _head_and_tail(by_seed)
     return Row(
         name=name,
@@ -236,11 +249,11 @@ def _measured(
         validation=validation,
         selected=selected,
         runs=runs,
-        top1=spread(_measure(by_seed, "test", "top1", 100)),
+        top1=spread(_measure(by_seed, split, "top1", 100)),
         best_top1=_optional(by_seed, "test", "top1", 100, weights="best"),
-        nll=_optional(by_seed, "test", "nll"),
-        ece=_optional(by_seed, "test", "ece", 100),
-        agreement=_optional(by_seed, "test", "agreement", 100),
+        nll=_optional(by_seed, split, "nll"),
+        ece=_optional(by_seed, split, "ece", 100),
+        agreement=_optional(by_seed, split, "agreement", 100),
         head=head,
         tail=tail,
     )
@@ -275,12 +288,21 @@ def _against(rows: tuple[Row, ...], baseline: Row | None) -> tuple[Row, ...]:
 
 
 def _difference(row: Row, other: Row) -> PairedDifference | None:
-    """Return the difference of test top-1, points, over the seeds that both have finished; None without any."""
+    """Return the difference of top-1, points, over the seeds that both have finished; None without any."""
     shared = [seed for seed in row.runs if seed in other.runs]
     if not shared:
         return None
-    sides = [_measure([side.runs[seed] for seed in shared], "test", "top1", 100) for side in (row, other)]
+    split = row.runs[shared[0]].split
+    sides = [_measure([side.runs[seed] for seed in shared], split, "top1", 100) for side in (row, other)]
     return paired_difference(*sides)
+
+
+def _teachers(folder: Path, names: Sequence[str], student: Run) -> tuple[float, ...]:
+    """Return the teachers' top-1 in percent: of their runs, or as a student that was given modules measured them."""
+    if names:
+        return tuple(_measure([Run(folder / name)], student.split, "top1", 100)[0] for name in names)
+    measured = [(teacher or {}).get(student.split) for teacher in student.results.get("teachers", ())]
+    return tuple(100 * float(metrics["top1"]) for metrics in measured if metrics)
 
 
 def _control(first: Row, second: Row) -> Control:
@@ -296,7 +318,7 @@ def _head_and_tail(runs: Sequence[Run]) -> tuple[Spread | None, Spread | None]:
     if third == 0 or counts.max() < LONG_TAIL * max(counts.min(), 1):
         return None, None
     order = np.argsort(-counts, kind="stable")
-    accuracies = [run.test_scores.accuracy * 100 for run in runs]
+    accuracies = [run.scores.accuracy * 100 for run in runs]
     head = spread([float(np.nanmean(accuracy[order[:third]])) for accuracy in accuracies])
     return head, spread([float(np.nanmean(accuracy[order[-third:]])) for accuracy in accuracies])
 

@@ -1,4 +1,4 @@
-"""What the seeds say of each row against the baseline: paired differences of test top-1 and their intervals."""
+"""What the seeds say of each row against the baseline: paired differences of top-1 and their intervals."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Differences:
-    """Difference of each row to the baseline, percentage points of test top-1, and what it is called in words."""
+    """Difference of each row to the baseline, percentage points of top-1 on `split`, and what it is called in words."""
 
     baseline: str
     rows: Mapping[str, PairedDifference]
     verdicts: Mapping[str, str]
+    split: str
 
 
 def compute(comparison: Comparison) -> Differences:
@@ -30,7 +31,8 @@ def compute(comparison: Comparison) -> Differences:
     if comparison.baseline is None:
         raise ValueError("`comparison` expected a finished run of its baseline row")
     rows = {row.name: row.difference for row in comparison.rows if row.difference is not None}
-    return Differences(comparison.baseline, rows, {row.name: row.verdict for row in comparison.rows})
+    verdicts = {row.name: row.verdict for row in comparison.rows}
+    return Differences(comparison.baseline, rows, verdicts, comparison.split)
 
 
 def draw(result: Differences, axes: Axes) -> Axes:
@@ -47,5 +49,5 @@ def draw(result: Differences, axes: Axes) -> Axes:
     axes.set_ylim(len(result.rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=GRID)
-    axes.set_xlabel(f"test top-1 less that of {result.baseline}, percentage points")
+    axes.set_xlabel(f"{result.split} top-1 less that of {result.baseline}, percentage points")
     return axes

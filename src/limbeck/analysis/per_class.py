@@ -1,4 +1,4 @@
-"""Test accuracy on each class beside the number of training images: who pays for a long tail."""
+"""Accuracy on each class beside the number of training images: who pays for a long tail."""
 
 from __future__ import annotations
 
@@ -19,34 +19,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PerClass:
-    """Accuracy in percent by row (runs, C), columns in `order`: classes from most to fewest training images (C,)."""
+    """Accuracy in percent by row (runs, C), columns in `order`: classes from most to fewest training images (C,).
+
+    Where these are not known, `counts` is empty and `order` that of the labels.
+    """
 
     order: Array
     counts: Array
     rows: Mapping[str, Array]
+    split: str
 
 
 def compute(rows: Mapping[str, Sequence[Run]]) -> PerClass:
     """Return the accuracy on each class for the runs of each row."""
-    counts = next(iter(rows.values()))[0].test_scores.train_counts
-    order = np.argsort(-counts, kind="stable")
-    accuracies = {
-        name: 100 * np.stack([run.test_scores.accuracy for run in runs])[:, order] for name, runs in rows.items()
-    }
-    return PerClass(order, counts[order], accuracies)
+    first = next(iter(rows.values()))[0]
+    counts = first.scores.train_counts
+    order = np.argsort(-counts, kind="stable") if len(counts) else np.arange(len(first.scores.accuracy))
+    accuracies = {name: 100 * np.stack([run.scores.accuracy for run in runs])[:, order] for name, runs in rows.items()}
+    return PerClass(order, counts[order] if len(counts) else counts, accuracies, first.split)
 
 
 def draw(result: PerClass, axes: Axes) -> Axes:
     """Draw a marker per row and class with its standard deviation over seeds; the bars behind count the images."""
     classes = len(result.order)
-    behind = axes.twinx()
-    behind.bar(range(classes), result.counts, width=0.9, color="#EEEEEE", zorder=0)
-    behind.set_ylim(0, result.counts.max() * 1.02)
-    behind.set_ylabel("training images (bars)", color="#777777")
-    behind.tick_params(axis="y", colors="#777777")
-    behind.grid(visible=False)
-    axes.set_zorder(behind.get_zorder() + 1)
-    axes.patch.set_visible(False)
+    if len(result.counts):
+        _draw_counts(result, axes)
     step = 0.7 / max(len(result.rows), 2)
     for index, (name, accuracy) in enumerate(result.rows.items()):
         place = np.arange(classes) + step * (index - (len(result.rows) - 1) / 2)
@@ -55,7 +52,19 @@ def draw(result: PerClass, axes: Axes) -> Axes:
         axes.errorbar(
             place, accuracy.mean(0), error, label=name, linestyle="none", markersize=size, elinewidth=1, **marker(index)
         )
-    class_axis(axes, [str(label) for label in result.order], "class, from most to fewest training images")
-    axes.set_ylabel("test accuracy, %")
+    order = "class, from most to fewest training images" if len(result.counts) else "class"
+    class_axis(axes, [str(label) for label in result.order], order)
+    axes.set_ylabel(f"{result.split} accuracy, %")
     legend_above(axes)
     return axes
+
+
+def _draw_counts(result: PerClass, axes: Axes) -> None:
+    behind = axes.twinx()
+    behind.bar(range(len(result.counts)), result.counts, width=0.9, color="#EEEEEE", zorder=0)
+    behind.set_ylim(0, result.counts.max() * 1.02)
+    behind.set_ylabel("training images (bars)", color="#777777")
+    behind.tick_params(axis="y", colors="#777777")
+    behind.grid(visible=False)
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)

@@ -102,8 +102,9 @@ def _differences(comparison: Comparison) -> Iterator[Picture]:
     figure, (axes,) = new_figure(0.9 + 0.62 * len(result.rows))
     differences.draw(result, axes).set_title(title := f"Differences to {comparison.baseline}")
     caption = (
-        f"Test top-1 less that of {comparison.baseline}, paired by seed. Small dots: seeds. Diamond: their mean. "
-        "Bar: 95 % t-interval, absent where no test can be made. An interval that covers 0 shows no difference."
+        f"{comparison.split.capitalize()} top-1 less that of {comparison.baseline}, paired by seed. Small dots: "
+        "seeds. Diamond: their mean. Bar: 95 % t-interval, absent where no test can be made. An "
+        "interval that covers 0 shows no difference."
     )
     yield Picture("differences", title, caption, png(figure))
 
@@ -146,26 +147,28 @@ def _convergence(result: convergence.Convergence) -> Picture:
 
 
 def _predictions(rows: Rows, baseline: str | None) -> Iterator[Picture]:
-    """Draw what the predictions on the test split show."""
-    classes = {name: len(runs[0].test_scores.train_counts) for name, runs in rows.items()}
+    """Draw what the predictions on the reported split show."""
+    classes = {name: len(runs[0].scores.accuracy) for name, runs in rows.items()}
     if len(set(classes.values())) > 1:
         counts = ", ".join(f"{name} {count}" for name, count in classes.items())
         raise UserError(f"expected runs with the same classes, got {counts}; draw each by itself")
+    split = next(iter(rows.values()))[0].split
     figure, (axes,) = new_figure(3.8)
     per_class.draw(per_class.compute(rows), axes).set_title(title := "Accuracy on each class")
     caption = (
-        "Test accuracy by class; whiskers: standard deviation over seeds; grey bars: training images (right axis)."
+        f"Accuracy by class on the {split} split; whiskers: standard deviation over seeds; grey bars, where there are "
+        "any: training images (right axis)."
     )
     yield Picture("per_class", title, caption, png(figure))
-    yield _margins(margins.compute(rows), baseline)
+    yield _margins(margins.compute(rows), baseline, split)
     figure, (axes,) = new_figure(3.8)
     predicted_scores.draw(predicted_scores.compute(rows), axes).set_title(title := "What is left to the other classes")
     caption = (
-        "Class-mean predicted scores on the test split, sorted within each class: rank 1 is the true class as a rule. "
-        "The nearer a line is to the teacher's, the more of what it knows of the other classes has come over."
+        f"Class-mean predicted scores on the {split} split, sorted within each class: rank 1 is the true class as a "
+        "rule. The nearer a line is to the teacher's, the more of what it knows of the other classes has come over."
     )
     yield Picture("predicted_scores", title, caption, png(figure))
-    with_prior = [(name, runs[0]) for name, runs in rows.items() if runs[0].test_scores.prior is not None]
+    with_prior = [(name, runs[0]) for name, runs in rows.items() if runs[0].scores.prior is not None]
     if with_prior:
         name, run = with_prior[-1]  # rows go from the plain losses to the general one
         figure, (axes,) = new_figure(5.4)
@@ -177,12 +180,12 @@ def _predictions(rows: Rows, baseline: str | None) -> Iterator[Picture]:
         yield Picture("prior", title, caption, png(figure))
 
 
-def _margins(result: margins.Margins, baseline: str | None) -> Picture:
+def _margins(result: margins.Margins, baseline: str | None, split: str) -> Picture:
     compared = baseline is not None and len(result.rows) > 1
     figure, panels = new_figure(5.6 if compared else 3.4, 2 if compared else 1)
     margins.draw(result, panels[0]).set_title("Margin of each class")
     caption = (
-        "Margin: class-mean probability of the true class less that of its strongest rival, on the test split "
+        f"Margin: class-mean probability of the true class less that of its strongest rival, on the {split} split "
         "(Eq. 14 of arXiv 2503.08038). Below 0 the class is lost on average."
     )
     if compared and baseline is not None:

@@ -32,10 +32,10 @@ class PredictedScores:
 
 
 def compute(rows: Mapping[str, Sequence[Run]]) -> PredictedScores:
-    """Return the sorted class-mean scores on the test split, of each row and of the teacher."""
-    teacher = next(iter(rows.values()))[0].test_scores.teacher_class_means
+    """Return the sorted class-mean scores on the reported split, of each row and of the teacher."""
+    teacher = next(iter(rows.values()))[0].scores.teacher_class_means
     sorted_rows = {
-        name: np.mean([_sorted(run.test_scores.class_means) for run in runs], axis=0) for name, runs in rows.items()
+        name: np.mean([_sorted(run.scores.class_means) for run in runs], axis=0) for name, runs in rows.items()
     }
     return PredictedScores(sorted_rows, None if teacher is None else _sorted(teacher))
 

@@ -29,7 +29,7 @@ class Prior:
 
 def compute(run: Run) -> Prior:
     """Return the run's class prior; UserError when none of its terms has one."""
-    table = run.test_scores.prior
+    table = run.scores.prior
     if table is None:
         raise UserError(f"{run.folder / 'predictions.npz'}: no class prior; only terms with `prior: class` keep one")
     return Prior(table)

@@ -49,12 +49,12 @@ HOW_TO_READ = (
     "Every row starts from the same weights and sees the same images in the same order for a given seed; only the loss "
     "differs. That is why differences are taken seed by seed, and why their intervals can be narrower than the spread "
     "of either row.",
-    "Where several settings were tried, the validation images chose one; the test images were looked at for that one "
-    "alone.",
+    "Where several settings were tried, the validation images chose one; test images, if there are any, were looked at "
+    "for that one alone.",
     "“No difference seen” is not “equal”: the interval says how large a difference these seeds leave possible.",
     "A row that theory makes equal to another is an A/A control: what they differ by is what rows differ by "
     "without any cause.",
-    "NLL (nats) and ECE, the calibration error (15 bins, %), are better when lower. Agreement is the share of test "
+    "NLL (nats) and ECE, the calibration error (15 bins, %), are better when lower. Agreement is the share of "
     "images on which student and teacher predict the same class.",
 )
 

@@ -23,18 +23,16 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class TestScores:
-    """What the pictures need of the predictions on the test split.
+class Scores:
+    """What the pictures need of the predictions on the split that is reported, see `Run.split`.
 
     Attributes:
-        train_counts: training images per class (C,).
-        accuracy: fraction of each class's test images classified right (C,); NaN for a class without test images.
-        class_means: mean probability vector of each true class (C, C); a row of NaN for a class without test images.
+        train_counts: training images per class (C,); empty where a user's own loader hides them.
+        accuracy: fraction of each class's images classified right (C,); NaN for a class without images.
+        class_means: mean probability vector of each true class (C, C); a row of NaN for a class without images.
         teacher_class_means: the first teacher's (C, C), or None without a teacher.
         prior: class prior of the first term that has one (C, C), or None.
     """
-
-    __test__ = False  # not a test class, whatever pytest thinks of the name
 
     train_counts: Array
     accuracy: Array
@@ -70,9 +68,20 @@ class Run:
         return tuple(_epoch_lines(self.folder / "metrics.jsonl"))
 
     @cached_property
-    def test_scores(self) -> TestScores:
+    def split(self) -> str:
+        """What a finished run reports: "test", or "validation" where a user's own loaders have no test images."""
+        last = self.results.get("last")
+        for split in ("test", "validation"):
+            if isinstance(last, dict) and last.get(split) is not None:
+                return split
+        raise UserError(
+            f"{self.folder}: expected a test or a validation split to report, got neither; train with `val` or `test`"
+        )
+
+    @cached_property
+    def scores(self) -> Scores:
         """Summary of predictions.npz; the logits themselves are not kept."""
-        return _test_scores(self.folder / "predictions.npz")
+        return _scores(self.folder / "predictions.npz", self.split)
 
     def metric(self, *keys: str) -> float | None:
         """Return the number of results.json under `keys`; None where the run says null or has no such measure.
@@ -143,21 +152,23 @@ def _epoch_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _test_scores(path: Path) -> TestScores:
+def _scores(path: Path, split: str) -> Scores:
     try:
         with np.load(path, allow_pickle=False) as file:
-            labels, counts = file["test_labels"], file["train_class_counts"]
-            accuracy = class_accuracy(file["test_logits"], labels, len(counts))
-            means = np.where(np.isnan(accuracy)[:, None], np.nan, file["class_means"].astype(np.float64))
+            labels, logits, counts = file[f"{split}_labels"], file[f"{split}_logits"], file["train_class_counts"]
+            classes = logits.shape[1]
+            accuracy = class_accuracy(logits, labels, classes)
+            kept = file["class_means"].astype(np.float64) if split == "test" else class_means(logits, labels, classes)
+            means = np.where(np.isnan(accuracy)[:, None], np.nan, kept)
             teacher = None
-            if "teacher_test_logits" in file:
-                teacher = class_means(file["teacher_test_logits"], labels, len(counts))
+            if f"teacher_{split}_logits" in file:
+                teacher = class_means(file[f"teacher_{split}_logits"], labels, classes)
             prior = file["prior"].astype(np.float64) if "prior" in file else None
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; train the run again") from error
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _foreign(path, f"cannot be read ({reason(error)})") from error
-    return TestScores(counts, accuracy, means, teacher, prior)
+    return Scores(counts, accuracy, means, teacher, prior)
 
 
 def class_accuracy(logits: Array, labels: Array, classes: int) -> Array:

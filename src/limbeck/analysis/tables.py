@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 WIDTH = 100
 """Columns of the plain-text table; the rich one needs no more."""
 
-TOP1 = "test top-1, %"
+TOP1 = "{split} top-1, %"
+"""Title of the column that is reported."""
 
 COMMON_TERM_OPTIONS = {"weight": 1.0, "warmup_epochs": 0.0, "decay": "none"}
 """Options of every term, left out of its description at these values."""
@@ -72,10 +73,10 @@ def notes(comparison: Comparison) -> list[str]:
     reach = "one split for all seeds: the intervals cover the randomness of training, not the choice of images"
     if comparison.vary_split:
         reach = "each seed with its own split and teacher: the intervals cover both and the randomness of training"
+    counted = ", ".join(f"{count} {split}" for split, count in images.items() if count)
     sentences.append(
         f"n = {len(comparison.seeds)} {_plural('seed', len(comparison.seeds))} per row, {comparison.epochs} epochs, "
-        f"last epoch; ± is the standard deviation over seeds. Images: {images['train']} train, "
-        f"{images['validation']} validation, {images['test']} test, {reach}."
+        f"last epoch; ± is the standard deviation over seeds. Images: {counted}, {reach}."
     )
     sentences.append(_settings_tried(comparison))
     if comparison.baseline is not None:
@@ -84,12 +85,14 @@ def notes(comparison: Comparison) -> list[str]:
         size = "identical" if control.largest == 0 else f"at most {control.largest:.2f} points apart"
         if control.n:
             sentences.append(
-                f"A/A control: {control.first} and {control.second} are equal by theory; test top-1 {size} on "
-                f"{control.n} {_plural('seed', control.n)}."
+                f"A/A control: {control.first} and {control.second} are equal by theory; {comparison.split} top-1 "
+                f"{size} on {control.n} {_plural('seed', control.n)}."
             )
     if comparison.teachers:
         teachers = ", ".join(f"{top1:.2f} %" for top1 in comparison.teachers)
-        sentences.append(f"Test top-1 of the {_plural('teacher', len(comparison.teachers))}: {teachers}.")
+        sentences.append(
+            f"{comparison.split.capitalize()} top-1 of the {_plural('teacher', len(comparison.teachers))}: {teachers}."
+        )
     if any(row.best_top1 is not None for row in comparison.rows):
         sentences.append("best epoch: test top-1 of the epoch that was best on validation.")
     if comparison.rows[0].head is not None:
@@ -141,7 +144,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def is_best(row: Row, comparison: Comparison) -> bool:
-    """Return whether no row has a higher mean test top-1."""
+    """Return whether no row has a higher mean top-1."""
     return row.top1.mean == max(other.top1.mean for other in comparison.rows)
 
 
@@ -150,7 +153,7 @@ def columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     baseline = comparison.baseline
     table: list[tuple[str, list[str]]] = [
         ("loss", [row.name for row in comparison.rows]),
-        (TOP1, [_top1(row, len(comparison.seeds)) for row in comparison.rows]),
+        (TOP1.format(split=comparison.split), [_top1(row, len(comparison.seeds)) for row in comparison.rows]),
     ]
     if baseline is not None:
         table += [
@@ -213,7 +216,10 @@ def _table(comparison: Comparison, titles: list[str], cells: list[list[str]]) ->
         best = is_best(row, comparison)
         dim = "verdict" in titles and row.difference is not None and row.verdict not in styles and not best
         marked = [
-            Text(text, "bold" if best and title in {"loss", TOP1} else styles.get(text, ""))
+            Text(
+                text,
+                "bold" if best and title in {"loss", TOP1.format(split=comparison.split)} else styles.get(text, ""),
+            )
             for title, text in zip(titles, texts, strict=True)
         ]
         table.add_row(*marked, style="dim" if dim else "")
@@ -229,12 +235,11 @@ def _settings_tried(comparison: Comparison) -> str:
     tried = {len(row.settings) for row in comparison.rows}
     if tried == {1}:
         return "tried: one setting per row, so nothing was chosen."
+    means = "chosen by mean validation top-1 of the last epoch"
+    means += ", never by the test images" if comparison.split == "test" else ", the figure shown: it is optimistic"
     chosen = [f"{row.name} {options}" for row in comparison.rows if (options := chosen_options(row))]
     unequal = "" if len(tried) == 1 else " The rows were not given equal numbers of settings."
-    return (
-        "tried: settings per row, chosen by mean validation top-1 of the last epoch, never by the test images: "
-        f"{'; '.join(chosen)}.{unequal}"
-    )
+    return f"tried: settings per row, {means}: {'; '.join(chosen)}.{unequal}"
 
 
 def _test(comparison: Comparison) -> str:
