@@ -39,9 +39,10 @@ ARROWS: dict[str, set[str]] = {
     "objectives": {"losses", "functional", "adversary"} | SETTINGS,
     "engine": {"objectives", "adversary", "models", "data", "config_files"} | SETTINGS,
     "analysis": {"errors"},
+    "papers": {"config_files", "errors"},
     "config_arguments": {"config_errors"} | SETTINGS,
     "api": {"engine", "analysis", "data", "config_arguments"} | SETTINGS,
-    **{module: {"engine", "analysis", "config_files"} | SETTINGS | COMMAND_LINE for module in COMMAND_LINE},
+    **{module: {"engine", "analysis", "papers", "config_files"} | SETTINGS | COMMAND_LINE for module in COMMAND_LINE},
 }
 TORCH_ALONE = {"functional", "kernels", "losses", "adversary", "models", "data", "objectives"}
 TORCH_NEVER = {"analysis"}
@@ -52,6 +53,7 @@ QUICK = {
     "config_errors",
     "config_files",
     "data_files",
+    "papers",
 } | COMMAND_LINE  # help and errors must answer at once
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 OPTIONAL = {"scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}  # imported where they are used

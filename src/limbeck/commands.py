@@ -184,3 +184,15 @@ def losses(
         print_losses()
     else:
         print_loss(name)
+
+
+@app.command()
+def papers(
+    name: Annotated[
+        str | None, typer.Argument(metavar="ID", help="A paper (gkl, ikl, wkd, slides), or one entry: gkl:table-xvii.")
+    ] = None,
+) -> None:
+    """List what each equation, table, figure and claim of the papers became here, or show one."""
+    from limbeck.papers.show import print_papers
+
+    print_papers(name)

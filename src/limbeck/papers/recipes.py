@@ -1,0 +1,49 @@
+"""Recipes that answer an entry: those whose header names it, `# Papers: gkl:table-xvii, ikl:table-13`."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from limbeck.config_files import find_recipe, header_fields, load_recipe, read_header, recipe_names
+
+
+class RecipeRow(NamedTuple):
+    """A recipe: how it is run, what the paper has for its rows, and what came out here."""
+
+    recipe: str
+    command: str
+    paper: str
+    ours: str
+
+
+@functools.cache
+def named_in_headers() -> dict[str, tuple[str, ...]]:
+    """Return the recipes of each id that a header names; a wrong id is there too, for the tests to find."""
+    found: dict[str, tuple[str, ...]] = {}
+    for recipe in recipe_names():
+        fields = header_fields(read_header(find_recipe(recipe)))
+        for entry in fields.get("Papers", "").split(","):
+            if entry.strip():
+                found[entry.strip()] = (*found.get(entry.strip(), ()), recipe)
+    return found
+
+
+def recipes_of(entry: str) -> list[RecipeRow]:
+    """Return the recipes that name an entry, each read from its file.
+
+    The paper's figures are those of `compare.published` for the rows that the recipe trains, or what the header
+    expects where it has no such column.
+    """
+    return [_row(recipe) for recipe in named_in_headers().get(entry, ())]
+
+
+def _row(name: str) -> RecipeRow:
+    recipe, fields = load_recipe(name), header_fields(read_header(find_recipe(name)))
+    published = recipe.compare.published
+    command = f"limbeck {'compare' if recipe.compare.contenders else 'train'} {name}{' --table' if published else ''}"
+    if published is None:
+        return RecipeRow(name, command, fields.get("Expected", ""), fields.get("Reproduced", ""))
+    values = {"ce": published.student, **published.rows}
+    shown = [f"{row} {values[row]:.2f}" for row in recipe.compare.contenders if values.get(row) is not None]
+    return RecipeRow(name, command, ", ".join(shown), fields.get("Reproduced", ""))
