@@ -60,14 +60,15 @@ CHOOSING = [  # rows with settings of our own; a published row has the paper's
 def test_comparison_gives_every_row_the_same_number_of_settings_and_hinton_the_squared_temperature(name):
     recipe = load_recipe(name)
     rows = recipe.compare.contenders
-    assert {len(row.settings) for row in rows.values()} == {len(rows["kl"].settings)}
-    assert ("kl", "dkl") in recipe.compare.equal_by_theory
+    assert len({len(row.settings) for row in rows.values()}) == 1
     for row in rows.values():
         for common, *divergences in row.settings:
-            assert (common.name, common.weight) == ("cross_entropy", 1.0)
+            assert common.name == "cross_entropy"
             assert all(term.scale_by_t2 for term in divergences if term.name in ("kl", "dkl"))
-    pairs = zip(rows["kl"].settings, rows["dkl"].settings, strict=True)
-    assert all((kl[1].weight, kl[1].temperature) == (dkl[1].weight, dkl[1].temperature) for kl, dkl in pairs)
+    if "dkl" in rows:
+        assert ("kl", "dkl") in recipe.compare.equal_by_theory
+        pairs = zip(rows["kl"].settings, rows["dkl"].settings, strict=True)
+        assert all((kl[1].weight, kl[1].temperature) == (dkl[1].weight, dkl[1].temperature) for kl, dkl in pairs)
 
 
 @pytest.mark.parametrize("name", recipe_names())
