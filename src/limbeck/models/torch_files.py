@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
 import zipfile
 from collections import OrderedDict
 from typing import Any, BinaryIO
@@ -20,7 +19,6 @@ from torch import Tensor
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # begins a file in the format before torch 1.6
 ZIP_START = b"PK\x03\x04"
 
-STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -101,15 +99,16 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a name in the pickle stands for; of a storage's class, its dtype."""
-        if module in STORAGE_MODULES and name in DTYPES:
+        if module == "torch" and name in DTYPES:
             return DTYPES[name]
         return HARMLESS.get((module, name), LeftOut)
 
-    def persistent_load(self, identity: Any) -> Tensor:
-        """Return the storage that a tensor of the pickle refers to."""
-        kind, dtype, key, _, size, *view = identity
+    def persistent_load(self, identity: Any) -> Any:
+        """Return the storage that a tensor of the pickle refers to; other references are to classes of modules."""
+        kind, *where = identity
         if kind != "storage":
-            raise pickle.UnpicklingError(f"expected a storage, got a {kind!r}")
+            return LeftOut
+        dtype, key, _, size, *view = where
         storage = self.storage(dtype, key, size)
         if view and view[0] is not None:
             _, start, length = view[0]
@@ -133,10 +132,8 @@ class _ZipUnpickler(_Unpickler):
 
     def storage(self, dtype: torch.dtype, key: str, size: int) -> Tensor:
         if key not in self._storages:
-            data = bytearray(self._archive.read(f"{self._folder}data/{key}"))
-            self._storages[key] = (
-                torch.frombuffer(data, dtype=dtype, count=size) if size else torch.empty(0, dtype=dtype)
-            )
+            data = self._archive.read(f"{self._folder}data/{key}")
+            self._storages[key] = _flat(data, dtype, size)
         return self._storages[key]
 
 
@@ -154,15 +151,15 @@ class _LegacyUnpickler(_Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def storage(self, dtype: torch.dtype, key: str, size: int) -> Tensor:
-        if size * dtype.itemsize > self._file_size:
-            raise EOFError(f"a storage of {size} elements in {self._file_size} bytes")
         if key not in self.storages:
+            if size * dtype.itemsize > self._file_size:
+                raise EOFError(f"a storage of {size} elements in {self._file_size} bytes")
             self.storages[key] = torch.empty(size, dtype=dtype)
         return self.storages[key]
 
 
 def _read_legacy(content: bytes) -> Any:
-    """Read magic number, version, system, the pickle, the storages' keys, and of each its size and bytes."""
+    """Read magic number, version, system, the pickle, the storages' keys, and each one's size and bytes."""
     file = io.BytesIO(content)
     if _Unpickler(file).load() != MAGIC_NUMBER:
         raise pickle.UnpicklingError("no magic number")
@@ -171,9 +168,13 @@ def _read_legacy(content: bytes) -> Any:
     unpickler = _LegacyUnpickler(file, len(content))
     result = unpickler.load()
     for key in _Unpickler(file).load():
+        file.seek(8, io.SEEK_CUR)  # the storage's size once more
         storage = unpickler.storages[key]
-        (size,) = struct.unpack("<q", file.read(8))
-        data = bytearray(file.read(size * storage.element_size()))
-        if size:
-            storage.copy_(torch.frombuffer(data, dtype=storage.dtype, count=size))
+        storage.copy_(_flat(file.read(storage.nbytes), storage.dtype, len(storage)))
     return result
+
+
+def _flat(data: bytes, dtype: torch.dtype, size: int) -> Tensor:
+    if size == 0:
+        return torch.empty(0, dtype=dtype)  # torch.frombuffer refuses an empty buffer
+    return torch.frombuffer(bytearray(data), dtype=dtype, count=size)
