@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "api": ("FitResult", "fit"),
+    "api": ("FitResult", "compare", "fit"),
     "functional": (
         "dkl_divergence",
         "gkl_divergence",
@@ -48,6 +48,7 @@ __all__ = [
     "KLLoss",
     "ReverseKLLoss",
     "api",
+    "compare",
     "dkl_divergence",
     "fit",
     "functional",
@@ -80,7 +81,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from limbeck import api, functional, losses
-    from limbeck.api import FitResult, fit
+    from limbeck.api import FitResult, compare, fit
     from limbeck.functional import (
         dkl_divergence,
         gkl_divergence,

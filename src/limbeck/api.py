@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
+from limbeck.analysis.comparison import summarise
+from limbeck.analysis.report import write_report
 from limbeck.config import SaveOptions, TrainOptions
-from limbeck.config_arguments import Settings, read_losses, run_recipe
+from limbeck.config_arguments import Settings, comparison_recipe, read_losses, read_rows, run_recipe
 from limbeck.data.user import first_inputs, first_two, user_data
 from limbeck.engine import run_folder
+from limbeck.engine.compare_given import compare_given
 from limbeck.engine.fit import open_device, train_run
 from limbeck.engine.given import (
     Given,
@@ -25,16 +29,18 @@ from limbeck.engine.given import (
 )
 from limbeck.engine.progress import Reporter, open_reporter
 from limbeck.engine.signals import StopRequest
+from limbeck.engine.students import Students
 from limbeck.engine.teachers import GivenModule, Resources
 from limbeck.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import torch
     from torch import Tensor
 
-    from limbeck.config import OptimizerOptions, ScheduleOptions
+    from limbeck.analysis.comparison import Comparison
+    from limbeck.config import OptimizerOptions, ScheduleOptions, Term
     from limbeck.config_arguments import Loss
     from limbeck.data import DataBundle
     from limbeck.data.user import Unpack
@@ -199,6 +205,107 @@ def fit(
     return FitResult(run, results)
 
 
+def compare(
+    student: Callable[..., nn.Module],
+    teacher: Teachers,
+    train: Iterable[Any],
+    val: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    *,
+    losses: Mapping[str, Loss] | Sequence[Loss],
+    seeds: int = 3,
+    baseline: str | None = None,
+    epochs: int = 30,
+    optimizer: OptimizerName | OptimizerOptions = "sgd",
+    learning_rate: float | None = None,
+    schedule: ScheduleName | ScheduleOptions = "cosine",
+    loop: TrainOptions | None = None,
+    save: SaveOptions | None = None,
+    unpack: Unpack | None = None,
+    device: str | torch.device | None = None,
+    folder: str | Path = "runs/compare",
+    title: str = "",
+    progress: bool = True,
+) -> Comparison:
+    """Train students of your own with several losses on several seeds, and compare them.
+
+    For a seed all losses start from the same weights and see the same batches. The folder is that of
+    `limbeck compare`, with a report and pictures where matplotlib is installed. The same call goes on where it was
+    stopped: finished runs are kept.
+
+    Args:
+        student: Builds a new network each time, called with nothing, or with `seed` if it has such a parameter; torch,
+            Python and numpy are seeded before.
+        teacher: As in `fit`; None where every loss learns from labels alone.
+        train: As in `fit`.
+        val: As in `fit`. Reported where there is no `test`.
+        test: What is reported.
+        losses: Row -> loss, each as in `fit`; or a list of losses, whose rows are called by their names.
+        seeds: Runs per row, of the seeds 0 and on.
+        baseline: Row that the paired differences are taken to; by default `kl`, or else the first.
+        epochs: As in `fit`, as are `optimizer` to `unpack`.
+        optimizer: See `fit`.
+        learning_rate: See `fit`.
+        schedule: See `fit`.
+        loop: See `fit`.
+        save: See `fit`.
+        unpack: See `fit`.
+        device: Where to train; by default where the student lies that the function builds.
+        folder: Of the comparison.
+        title: For table and report; by default the classes of student and teacher.
+        progress: See `fit`.
+
+    Returns:
+        The rows with their figures; `print` shows the table.
+
+    Raises:
+        Interrupted: A signal came; everything is saved, and the same call goes on.
+        UserError: Something does not fit; one line says what, and the way out.
+    """
+    if val is None and test is None:
+        raise UserError("`compare` expected images to compare on in `val` or `test`, got neither")
+    if seeds < 1:
+        raise UserError(f"`seeds` expected at least 1, got {seeds}")
+    inputs = _Inputs(train, val, test, unpack or first_two, _modules(teacher))
+    students = Students(student)
+    first = students.new(0)
+    place = _device(device, first, "student")
+    refuse_what_cannot_train(first, inputs.teachers)
+    rows = {name: _with_teachers(terms, inputs.teachers) for name, terms in read_rows(losses).items()}
+    settings = Settings(
+        epochs,
+        optimizer,
+        learning_rate,
+        schedule,
+        loop or TrainOptions(),
+        save or SaveOptions(),
+        str(place),
+        _size(train),
+    )
+    names = [type(each).__name__ for each in inputs.teachers]
+    title = title or " from ".join([type(first).__name__, *([" and ".join(names)] if names else [])])
+    recipe = comparison_recipe(settings, rows, teachers=names, seed=0, title=title, baseline=baseline)
+    with _opened(inputs, place, progress) as (stop, reporter, sources):
+        data = _open_data(inputs, first, place)
+        comparison = Path(folder)
+        for results in comparison.glob(f"*/setting*/seed*/{run_folder.RESULTS}"):
+            _refuse_other_inputs(comparison, run_folder.read_results(results.parent), data, sources)
+        del first  # its weights were looked at, no more
+        compare_given(
+            recipe,
+            comparison,
+            seeds=seeds,
+            students=students,
+            data=data,
+            teachers=sources,
+            reporter=reporter,
+            stop=stop,
+        )
+    if find_spec("matplotlib"):
+        write_report(comparison)
+    return summarise(comparison)
+
+
 # --- what both calls begin with ---------------------------------------------------------------------------
 
 
@@ -210,10 +317,14 @@ def _modules(teacher: Teachers) -> list[nn.Module]:
     return modules
 
 
-def _losses(losses: Loss | None, teachers: Sequence[nn.Module]) -> tuple[Any, ...]:
+def _losses(losses: Loss | None, teachers: Sequence[nn.Module]) -> tuple[Term, ...]:
     if losses is None and teachers:
         raise UserError('`teacher` was given, but no loss to learn from it with; pass `losses`, such as losses="gkl"')
-    terms = read_losses("ce" if losses is None else losses)
+    return _with_teachers(read_losses("ce" if losses is None else losses), teachers)
+
+
+def _with_teachers(terms: tuple[Term, ...], teachers: Sequence[nn.Module]) -> tuple[Term, ...]:
+    """Return the terms, or raise UserError if one of them has nobody to learn from."""
     divergences = [term.name for term in terms if term.name != "cross_entropy"]
     if divergences and not teachers:
         raise UserError(f"the loss `{divergences[0]}` expected a network to learn from in `teacher`, got none")
@@ -264,9 +375,9 @@ def _open_data(inputs: _Inputs, model: nn.Module, device: torch.device) -> DataB
 def _refuse_other_inputs(
     run: Path, results: Mapping[str, Any], data: DataBundle, sources: Sequence[GivenModule]
 ) -> None:
-    """Raise UserError if a finished run, which its folder answers for, was made from other loaders or teachers."""
+    """Raise UserError if a finished run of a folder was made from other loaders or teachers."""
     teachers = [source.fingerprint for source in sources]
     if results["data_fingerprint"] != data.fingerprint:
-        raise UserError(f"{run}: holds a finished run with other data; choose another `folder`, or delete it")
+        raise UserError(f"{run}: holds finished runs of other data; choose another `folder`, or delete it")
     if results["teacher_fingerprints"] != teachers:
-        raise UserError(f"{run}: holds a finished run with another teacher; choose another `folder`, or delete it")
+        raise UserError(f"{run}: holds finished runs of another teacher; choose another `folder`, or delete it")

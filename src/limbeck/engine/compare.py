@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limbeck.config import CompareOptions
 from limbeck.engine import run_folder
-from limbeck.engine.fit import train_run, train_teachers
 from limbeck.engine.lock import locked
+from limbeck.engine.plan import Job, run_plan, teacher_jobs
 from limbeck.engine.progress import Reporter
 from limbeck.engine.run_folder import read_results, write_json
 from limbeck.engine.signals import StopRequest
-from limbeck.engine.teachers import Resources
-from limbeck.errors import Diverged, Interrupted, UserError
+from limbeck.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from limbeck.config import Recipe
     from limbeck.engine.teachers import TeacherSource
@@ -26,8 +25,14 @@ FORMAT = 1
 COMPARISON = "comparison.json"
 
 
-class _Run(NamedTuple):
-    """A student's run: which one of the comparison."""
+class Entry(NamedTuple):
+    """A student's run: which one of the comparison.
+
+    Attributes:
+        row: Name of the contender.
+        setting: Which of its settings.
+        seed: Seed of the run.
+    """
 
     row: str
     setting: int
@@ -45,6 +50,7 @@ def compare(
     *,
     rows: Sequence[str] | None = None,
     seeds: int = 5,
+    workers: int = 1,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Train every setting of every row on every seed, after the teachers. Finished runs are kept, others continued.
@@ -57,6 +63,7 @@ def compare(
         folder: Of the comparison: `<row>/setting<k>/seed<s>`, `teacher0` and on, `comparison.json`.
         rows: Which rows; all by default.
         seeds: Runs per row and setting.
+        workers: Runs to train at once, each in a process of its own; see `run_plan`.
         reporter: Whom to tell; nobody by default.
 
     Returns:
@@ -68,18 +75,27 @@ def compare(
     """
     rows = _known_rows(recipe, rows)
     # Seed by seed, so that an early stop leaves whole comparisons of fewer seeds behind.
-    plan = [
-        _Run(row, setting, seed)
-        for seed in _seeds(recipe, seeds)
+    entries = [
+        Entry(row, setting, seed)
+        for seed in range(recipe.seed, recipe.seed + seeds)
         for row in rows
         for setting in range(len(recipe.compare.contenders[row].settings))
     ]
+    jobs, teachers = _plan(recipe, folder, entries)
+    diverged: dict[str, str] = {}
+
+    def give_up(job: Job, why: str) -> None:
+        diverged[job.run.relative_to(folder).as_posix()] = why
+        describe(recipe, folder, entries, teachers, diverged)
+
     with locked(folder, "--folder"), StopRequest() as stop, reporter or Reporter() as teller:
+        describe(recipe, folder, entries, teachers, diverged)  # now, so that an unfinished one can be looked at
         try:
-            teachers, diverged = _train(recipe, folder, plan, teller, stop)
+            title = recipe.title or str(folder)
+            run_plan(title, jobs, workers=workers, reporter=teller, stop=stop, give_up=give_up)
         except Interrupted as error:
             raise Interrupted(f"{error}; the same command continues the comparison in {folder}") from error
-        return _describe(recipe, folder, plan, teachers, diverged)
+        return describe(recipe, folder, entries, teachers, diverged)
 
 
 def _known_rows(recipe: Recipe, rows: Sequence[str] | None) -> tuple[str, ...]:
@@ -90,51 +106,29 @@ def _known_rows(recipe: Recipe, rows: Sequence[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def _seeds(recipe: Recipe, seeds: int) -> list[int]:
-    return list(range(recipe.seed, recipe.seed + seeds))
+def _plan(recipe: Recipe, folder: Path, entries: Sequence[Entry]) -> tuple[list[Job], list[Path]]:
+    """Return the runs, each seed's teachers before its students, and the folders of all teachers that have one."""
+    jobs: list[Job] = []
+    sources: dict[int, tuple[TeacherSource, ...]] = {}
+    for entry in entries:
+        seeded = _of_seed(recipe, entry.seed)
+        if entry.seed not in sources:
+            if recipe.compare.vary_split or not sources:
+                place = folder / f"split{entry.seed}" if recipe.compare.vary_split else folder
+                sources[entry.seed], teachers = teacher_jobs(seeded, place, entry.seed)
+                jobs += teachers
+            else:
+                sources[entry.seed] = next(iter(sources.values()))
+        jobs.append(_job(seeded, folder, entry, sources[entry.seed]))
+    unique = dict.fromkeys(source for group in sources.values() for source in group)
+    return jobs, [source for source in unique if isinstance(source, Path)]
 
 
-def _train(
-    recipe: Recipe, folder: Path, plan: Sequence[_Run], reporter: Reporter, stop: StopRequest
-) -> tuple[list[Path], dict[str, str]]:
-    """Train what is not finished: the teachers, then the plan. Return the teachers' folders, and what diverged."""
-    resources = Resources()  # data, teachers and their logits are read once
-    recipes = {run.seed: _of_seed(recipe, run.seed) for run in plan}
-    by_seed: dict[int, list[TeacherSource]] = {}
-    for seed, seeded in recipes.items():
-        place = folder / f"split{seed}" if recipe.compare.vary_split else folder
-        if recipe.compare.vary_split or not by_seed:
-            by_seed[seed] = train_teachers(seeded, place, reporter=reporter, stop=stop, resources=resources)
-        else:
-            by_seed[seed] = by_seed[plan[0].seed]
-    sources = dict.fromkeys(source for sources in by_seed.values() for source in sources)
-    teachers = [source for source in sources if isinstance(source, Path)]
-    _describe(recipe, folder, plan, teachers, {})  # now, so that an unfinished comparison can be looked at
-    done = sum((folder / run.folder / run_folder.RESULTS).is_file() for run in plan)
-    reporter.begin_plan(recipe.title or str(folder), runs=len(plan), done=done)
-    diverged: dict[str, str] = {}
-    for run in plan:
-        if stop.signal_name:
-            raise Interrupted(f"stopped by {stop.signal_name} between two runs")
-        settings = recipe.compare.contenders[run.row].settings
-        which = f", setting {run.setting}" if len(settings) > 1 else ""
-        title = f"{run.row}{which}, seed {run.seed}"
-        try:
-            train_run(
-                recipes[run.seed].model_copy(update={"losses": settings[run.setting], "compare": CompareOptions()}),
-                folder / run.folder,
-                resume=True,
-                reporter=reporter,
-                stop=stop,
-                resources=resources,
-                sources=by_seed[run.seed],
-                title=title,
-            )
-        except Diverged as error:  # the others tell what they can; the table names this one
-            diverged[run.folder] = str(error)
-            reporter.diverged(f"{title} is left out: {error}")
-            _describe(recipe, folder, plan, teachers, diverged)
-    return teachers, diverged
+def _job(recipe: Recipe, folder: Path, entry: Entry, sources: tuple[TeacherSource, ...]) -> Job:
+    settings = recipe.compare.contenders[entry.row].settings
+    which = f", setting {entry.setting}" if len(settings) > 1 else ""
+    student = recipe.model_copy(update={"losses": settings[entry.setting], "compare": CompareOptions()})
+    return Job(folder / entry.folder, student, f"{entry.row}{which}, seed {entry.seed}", entry.seed, sources)
 
 
 def _of_seed(recipe: Recipe, seed: int) -> Recipe:
@@ -145,22 +139,22 @@ def _of_seed(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"seed": seed, "data": data})
 
 
-def _describe(
-    recipe: Recipe, folder: Path, plan: Sequence[_Run], teachers: Sequence[Path], diverged: dict[str, str]
+def describe(
+    recipe: Recipe, folder: Path, plan: Sequence[Entry], teachers: Sequence[Path], diverged: dict[str, str]
 ) -> dict[str, Any]:
     """Write comparison.json, which names the runs of the plan, finished or not, and return what it holds."""
     rows: dict[str, Any] = {}
     published = recipe.compare.published
-    for run in plan:
-        settings = recipe.compare.contenders[run.row].settings
+    for entry in entries:
+        settings = recipe.compare.contenders[entry.row].settings
         row = rows.setdefault(
-            run.row,
+            entry.row,
             {
                 "settings": [[term.model_dump(mode="json") for term in setting] for setting in settings],
                 "runs": [[] for _ in settings],
             },
         )
-        row["runs"][run.setting].append(run.folder)
+        row["runs"][entry.setting].append(entry.folder)
     content = {
         "format": FORMAT,
         "title": recipe.title,
@@ -168,13 +162,13 @@ def _describe(
         "rows": rows,
         "contenders": list(recipe.compare.contenders),
         "published": published.model_dump(mode="json") if published else None,
-        "seeds": sorted({run.seed for run in plan}),
+        "seeds": sorted({entry.seed for entry in entries}),
         "baseline": recipe.compare.baseline,
-        "diverged": diverged,
+        "diverged": dict(diverged),
         "vary_split": recipe.compare.vary_split,
         "equal_by_theory": [list(pair) for pair in recipe.compare.equal_by_theory if set(pair) <= rows.keys()],
         "teachers": [os.path.relpath(teacher, folder) for teacher in teachers],
-        "seconds": {"teachers": _seconds(teachers), "students": _seconds([folder / run.folder for run in plan])},
+        "seconds": {"teachers": _seconds(teachers), "students": _seconds([folder / entry.folder for entry in entries])},
     }
     write_json(folder / COMPARISON, content)
     return content

@@ -1,0 +1,89 @@
+"""A comparison of students that a user's function builds, on a user's loaders and teachers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from limbeck.config import CompareOptions
+from limbeck.engine.compare import Entry, describe
+from limbeck.engine.fit import train_run
+from limbeck.engine.given import Given
+from limbeck.engine.lock import locked
+from limbeck.engine.plan import Job, run_plan
+from limbeck.errors import Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from limbeck.config import Recipe
+    from limbeck.data import DataBundle
+    from limbeck.engine.progress import Reporter
+    from limbeck.engine.signals import StopRequest
+    from limbeck.engine.students import Students
+    from limbeck.engine.teachers import GivenModule, Resources
+
+
+def compare_given(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    seeds: int,
+    students: Students,
+    data: DataBundle,
+    teachers: Sequence[GivenModule],
+    reporter: Reporter,
+    stop: StopRequest,
+) -> None:
+    """Train every row of a comparison on every seed, in this process: a user's modules and loaders stay in it.
+
+    Args:
+        recipe: Its `compare` holds the rows, with one setting each; seeds count from its own.
+        folder: Of the comparison, as that of `compare`.
+        seeds: Runs per row.
+        students: Builds the students.
+        data: The data.
+        teachers: On the data's device, frozen.
+        reporter: Whom to tell.
+        stop: Says when to stop early.
+
+    Raises:
+        Interrupted: A signal came; everything is saved, and the same call goes on.
+        UserError: What `fit` raises.
+    """
+    rows = recipe.compare.contenders
+    entries = [Entry(row, 0, seed) for seed in range(recipe.seed, recipe.seed + seeds) for row in rows]
+    jobs = [_job(recipe, folder, entry, teachers) for entry in entries]
+    diverged: dict[str, str] = {}
+
+    def train(job: Job, reporter: Reporter, stop: StopRequest, resources: Resources) -> dict[str, Any]:
+        given = Given(students.new(job.recipe.seed), data)
+        return train_run(
+            job.recipe,
+            job.run,
+            resume=True,
+            reporter=reporter,
+            stop=stop,
+            resources=resources,
+            sources=job.sources,
+            title=job.title,
+            given=given,
+        )
+
+    def give_up(job: Job, reason: str) -> None:
+        diverged[job.run.relative_to(folder).as_posix()] = reason
+        describe(recipe, folder, entries, (), diverged)
+
+    with locked(folder, "`folder`"):
+        describe(recipe, folder, entries, (), diverged)  # now, so that an unfinished comparison can be looked at
+        try:
+            run_plan(recipe.title, jobs, workers=1, reporter=reporter, stop=stop, give_up=give_up, train=train)
+        except Interrupted as error:
+            raise Interrupted(f"{error}; the same call of limbeck.compare continues in {folder}") from error
+        describe(recipe, folder, entries, (), diverged)
+
+
+def _job(recipe: Recipe, folder: Path, entry: Entry, teachers: Sequence[GivenModule]) -> Job:
+    losses = recipe.compare.contenders[entry.row].settings[0]
+    run = recipe.model_copy(update={"seed": entry.seed, "losses": losses, "compare": CompareOptions()})
+    return Job(folder / entry.folder, run, f"{entry.row}, seed {entry.seed}", entry.seed, tuple(teachers))
