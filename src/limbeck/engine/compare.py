@@ -140,9 +140,17 @@ def _of_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 def describe(
-    recipe: Recipe, folder: Path, plan: Sequence[Entry], teachers: Sequence[Path], diverged: dict[str, str]
+    recipe: Recipe, folder: Path, entries: Sequence[Entry], teachers: Sequence[Path], diverged: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Write comparison.json, which names the runs of the plan, finished or not, and return what it holds."""
+    """Write comparison.json, which names the runs, finished or not, and return what it holds.
+
+    Args:
+        recipe: Its `compare` holds the rows.
+        folder: Of the comparison.
+        entries: The runs.
+        teachers: Folders of the teachers' runs, where they have one.
+        diverged: Folder of a run that was given up, relative to the comparison -> why.
+    """
     rows: dict[str, Any] = {}
     published = recipe.compare.published
     for entry in entries:
@@ -155,6 +163,7 @@ def describe(
             },
         )
         row["runs"][entry.setting].append(entry.folder)
+    students = [folder / entry.folder for entry in entries]
     content = {
         "format": FORMAT,
         "title": recipe.title,
@@ -168,7 +177,7 @@ def describe(
         "vary_split": recipe.compare.vary_split,
         "equal_by_theory": [list(pair) for pair in recipe.compare.equal_by_theory if set(pair) <= rows.keys()],
         "teachers": [os.path.relpath(teacher, folder) for teacher in teachers],
-        "seconds": {"teachers": _seconds(teachers), "students": _seconds([folder / entry.folder for entry in entries])},
+        "seconds": {"teachers": _seconds(teachers), "students": _seconds(students)},
     }
     write_json(folder / COMPARISON, content)
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ class Reporter:
     """A silent reporter, and the calls that `fit` and `compare` make. A context: it tidies up however it ends.
 
     A plan is a number of runs (a comparison); a run is a number of optimizer steps. Runs come one after another, with
-    or without a plan around them.
+    or without a plan around them; in a plan also beside one another, in lanes.
     """
 
     def __enter__(self) -> Reporter:
@@ -39,6 +40,10 @@ class Reporter:
 
     def begin_plan(self, title: str, *, runs: int, done: int) -> None:
         """Announce a plan of which `done` runs are finished already."""
+
+    def lane(self) -> Reporter:
+        """Return a reporter for the runs of a plan, which has begun, that go on beside those of other lanes."""
+        return self
 
     def begin_run(self, title: str, *, steps: int, done: int) -> None:
         """Announce a run of `steps` optimizer steps of which `done` were made in an earlier session."""
@@ -141,6 +146,10 @@ class PlainReporter(Reporter):
         self._plan = _Speed(runs, done)
         self.note(f"{title}: {runs} runs" + (f", {done} finished already" if done else ""))
 
+    def lane(self) -> Reporter:
+        """Return one with a run of its own; the plan is the same."""
+        return copy.copy(self)
+
     def begin_run(self, title: str, *, steps: int, done: int) -> None:
         """Print the title; runs of a plan print when they end."""
         self._title = title
@@ -213,6 +222,10 @@ class RichReporter(Reporter):
         self._progress.start()
         self._plan = _Speed(runs, done)
         self._plan_task = self._progress.add_task(self._cut(title), total=runs, completed=done, info="", left="")
+
+    def lane(self) -> Reporter:
+        """Return one with a bar of its own; the plan is the same."""
+        return copy.copy(self)
 
     def begin_run(self, title: str, *, steps: int, done: int) -> None:
         """Start the bar of the run in the place of the one before."""
