@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     ScheduleName = Literal["constant", "cosine", "onecycle"]
 
 
+__all__ = ["FitResult", "compare", "fit"]
+
+
 @dataclass(frozen=True)
 class FitResult:
     """A finished run.
@@ -261,6 +264,15 @@ def compare(
     Raises:
         Interrupted: A signal came; everything is saved, and the same call goes on.
         UserError: Something does not fit; one line says what, and the way out.
+
+    Example:
+        >>> import limbeck, torch, tempfile
+        >>> loader = [(torch.eye(4), torch.arange(4))]
+        >>> build = lambda: torch.nn.Linear(4, 4)
+        >>> options = {"seeds": 1, "epochs": 2, "folder": tempfile.mkdtemp(), "progress": False}
+        >>> comparison = limbeck.compare(build, build(), loader, val=loader, losses=["ce", "kl"], **options)
+        >>> [row.name for row in comparison.rows]
+        ['ce', 'kl']
     """
     if val is None and test is None:
         raise UserError("`compare` expected images to compare on in `val` or `test`, got neither")
