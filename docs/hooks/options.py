@@ -1,7 +1,7 @@
 """Tables that are written nowhere else: the options of a recipe, and the commands, from the code that reads them.
 
 `<!-- options: DataOptions -->` stands for a table of that model's fields, `<!-- losses -->` for the options of each
-loss, `<!-- command: train -->` for the usage of a command.
+loss, `<!-- command: train -->` for the usage of a command, `<!-- command: data fetch -->` for that of a command's own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the marks. An unknown name is an error, and so is a failed build."""
     markdown = re.sub(r"<!-- options: (\w+) -->", lambda mark: options_table(getattr(config, mark[1])), markdown)
     markdown = re.sub(r"<!-- losses -->", lambda _: "\n\n".join(loss_tables()), markdown)
-    return re.sub(r"<!-- command: (\w+) -->", lambda mark: command_usage(mark[1]), markdown)
+    return re.sub(r"<!-- command: (\w+(?: \w+)?) -->", lambda mark: command_usage(mark[1]), markdown)
 
 
 def options_table(model: type[config.Options], leave_out: tuple[str, ...] = ()) -> str:
@@ -75,8 +75,9 @@ def _range(field: Mapping[str, Any]) -> str:
 
 def command_usage(name: str) -> str:
     """Return a command's first line, how it is called, and its options."""
-    group = get_command(app)
-    command = group.commands[name]  # type: ignore[attr-defined]
+    command: Any = get_command(app)
+    for word in name.split():
+        command = command.commands[word]
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
     words = [_spelling(each) if each.required else f"[{_spelling(each)}]" for each in arguments]
     usage = " ".join(["limbeck", name, *words, "[OPTIONS]"])
