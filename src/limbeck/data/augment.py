@@ -1,4 +1,4 @@
-"""Random crop, flip and cutout of whole batches; each sample has draws of its own."""
+"""Random views of whole batches; each sample has draws of its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from limbeck.data.auto_augment import auto_augment
 from limbeck.data.draws import integers
+from limbeck.data.rand_augment import rand_augment
+from limbeck.data.resized_crop import resized_crop
 from limbeck.data.sources import Pixels, normalise
+from limbeck.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +24,10 @@ def augment(
 ) -> Tensor:
     """Return normalised views; the view of a sample is a function of (seed, epoch, index).
 
-    Crops, flips and colour operations act on the integers, as published pipelines do, and what comes in at a border
-    is black; then images are normalised. The square of cutout is centred on any pixel, cut at the border, and set to
-    0, the mean after normalisation (DeVries & Taylor 2017, arXiv 1708.04552).
+    Crop, flip, AutoAugment and RandAugment act on the integers in this order, as in published pipelines. What comes in
+    at the border of a crop is black, in the other two mid-grey. Then images are normalised. The square of cutout is
+    centred on any pixel, cut at the border, and set to 0, the mean after normalisation (DeVries & Taylor 2017, arXiv
+    1708.04552).
 
     Args:
         images: uint8 `(N, C, H, W)`.
@@ -37,6 +42,7 @@ def augment(
 
     Raises:
         TypeError: `indices` is not int64 of one dimension.
+        UserError: AutoAugment or RandAugment of images whose largest number is not 255.
 
     Example:
         >>> from limbeck.config import AugmentOptions
@@ -46,11 +52,29 @@ def augment(
         >>> views[:, 0, 0].tolist()
         [[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [0.0, 0.5, 1.0], [0.0, 0.5, 1.0]]
     """
-    indices = indices.to(images.device)
+    time = {"seed": seed, "epoch": epoch}
+    there = indices.to(images.device)  # the other draws are made on the CPU
+    if options.resized_crop:
+        images = resized_crop(images, options.resized_crop, indices=indices, **time)
     if options.crop_padding or options.flip:
-        images = _crop_and_flip(images, options, seed, epoch, indices)
+        images = _crop_and_flip(images, options, indices=there, **time)
+    if options.auto_augment or options.rand_augment_operations:
+        _check_levels(pixels)
+    if options.auto_augment:
+        images = auto_augment(images, indices=indices, **time)
+    if options.rand_augment_operations:
+        operations, magnitude = options.rand_augment_operations, options.rand_augment_magnitude
+        images = rand_augment(images, operations, magnitude, indices=indices, **time)
     views = normalise(images, pixels)
-    return _cutout(views, options.cutout, seed, epoch, indices) if options.cutout else views
+    return _cutout(views, options.cutout, indices=there, **time) if options.cutout else views
+
+
+def _check_levels(pixels: Pixels) -> None:
+    if pixels.maximum != 255:
+        raise UserError(
+            f"AutoAugment and RandAugment expected images of 256 levels, got levels of 0 to {pixels.maximum}: set "
+            f"`data.augment.auto_augment` to false and `data.augment.rand_augment_operations` to 0"
+        )
 
 
 def _crop_and_flip(images: Tensor, options: AugmentOptions, seed: int, epoch: int, indices: Tensor) -> Tensor:
