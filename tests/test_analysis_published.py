@@ -10,6 +10,7 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from limbeck.analysis.published import cells, compare_with_paper, describe, rich_published, soft_gradient
+from limbeck.cli import main
 from limbeck.config import Recipe
 from limbeck.config_files import load_recipe, recipe_names
 from limbeck.errors import UserError
@@ -149,3 +150,9 @@ def test_every_recipe_with_published_figures_has_the_papers_protocol():
     published = [recipe for recipe in recipes if recipe.compare.published]
     assert published
     assert {recipe.protocol for recipe in published} == {"paper"}
+
+
+def test_table_of_a_recipe_without_published_figures_is_refused_before_anything_is_trained(tmp_path, capsys):
+    assert main(["compare", "distill/digits/few-labels", "--table", "--folder", str(tmp_path / "x")]) != 0
+    assert "--table expected a recipe with `compare.published`" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -6,6 +6,7 @@ from cifar_archives import write_cifar
 from safetensors.torch import save_file
 
 from limbeck.analysis.published import compare_with_paper
+from limbeck.cli import main
 from limbeck.config import ModelOptions
 from limbeck.config_files import load_recipe, recipe_names
 from limbeck.engine.compare import compare
@@ -206,3 +207,22 @@ def test_recipe_without_rows_takes_two_steps(name, small, weights, tmp_path):
     results = fit(recipe, tmp_path / "run")
     assert (results["steps"], results["protocol"], results["best"]) == (2, "paper", None)
     assert results["optimistic"]["test"]["samples"] == results["last"]["test"]["samples"] == 20
+
+
+def test_command_prints_the_papers_figure_beside_ours_for_the_rows_asked_for(
+    small, weights, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "120")
+    overrides = [*small, f"teachers.0.weights={weights('teacher/cifar100/vgg13')}"]
+    words = [word for override in overrides for word in ("--set", override)]
+    code = main(
+        ["compare", "vgg13-vgg8", "--losses", "kd", "--seeds", "1", "--table", "--folder", str(tmp_path), *words]
+    )
+    printed = capsys.readouterr()
+    table = printed.out.partition("GKL Table XVII, vgg13 > vgg8")[2]
+    lines = {line.split()[0]: line for line in table.splitlines() if line.strip()}
+    assert code == 0, printed.err
+    assert "72.98" in lines["kd"]
+    assert "0.9·KL" in lines["kd"]
+    assert "not trained" in lines["gkl"]
+    assert "no loss here yet" in lines["crd"]
