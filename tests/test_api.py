@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -241,6 +243,10 @@ MISTAKES = {
     "loss module": (lambda: {"losses": nn.CrossEntropyLoss()}, "expected the name of a loss, .* got CrossEntropyLoss"),
     "epochs": (lambda: {"epochs": 0}, "`train.epochs` expected at least 1, got 0"),
     "optimizer": (lambda: {"optimizer": "adam"}, "`optimizer.name` expected 'sgd' or 'adamw', got adam"),
+    "options as a dict": (
+        lambda: {"optimizer": {"name": "sgd"}},
+        r"`optimizer` expected a name or limbeck.config.OptimizerOptions\(...\), got dict",
+    ),
     "device": (lambda: {"device": "nowhere"}, "expected a device that torch can use here, got 'nowhere'"),
     "loader's option": (
         lambda: {"loop": TrainOptions(batch_size=3)},
@@ -258,6 +264,13 @@ def test_a_mistake_in_fit_is_one_clear_line_and_leaves_no_folder(tmp_path, mista
         fit(tmp_path / "run", **build())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_installed_is_named_with_the_way_out():
+    code = "import sys; sys.modules['pydantic'] = None; import limbeck; limbeck.fit"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    message = "UserError: limbeck.fit needs `pydantic`: pip install"
+    assert message in run.stderr.splitlines()[-1]
 
 
 # --- compare ----------------------------------------------------------------------------------------------
@@ -378,7 +391,7 @@ COMPARE_MISTAKES = {
     "nothing held out": ({"val": None}, "`compare` expected images to compare on in `val` or `test`, got neither"),
     "seeds": ({"seeds": 0}, "`seeds` expected at least 1, got 0"),
     "one string": ({"losses": "kl"}, "`losses` expected a list or a mapping name -> loss, got 'kl'"),
-    "baseline": ({"baseline": "klx"}, "no row `klx`, did you mean `kl`"),
+    "baseline": ({"baseline": "klx"}, "`baseline` expected a row of `losses`, got `klx`; did you mean `kl`"),
     "row name": ({"losses": {"a/b": "ce"}}, "expected letters, digits, `-` and `_`"),
 }
 

@@ -81,6 +81,16 @@ def test_the_users_loop_resumes_with_the_weights_of_an_unbroken_run(user_loop, t
         assert torch.equal(broken, whole)
 
 
+def test_your_own_networks_are_compared_in_under_thirty_lines(tmp_path):
+    first, again = (run_example("own_networks.py", tmp_path / "own") for _ in range(2))
+    assert re.findall(r"^ (\w+) +[\d.]+ ± ", first, flags=re.MULTILINE) == ["ce", "kl", "gkl"]
+    assert "validation top-1, %" in first
+    assert first == again  # nothing was trained twice
+    assert (tmp_path / "own" / "report.html").is_file()
+    code = (ROOT / "examples" / "own_networks.py").read_text("utf-8").splitlines()
+    assert sum(bool(line.strip()) and not line.strip().startswith(('"""', "#")) for line in code) < 30
+
+
 def test_the_pages_quote_what_the_theory_script_computes(computed):
     _, docs = computed
     for page in (ROOT / "docs").glob("*.md"):

@@ -67,11 +67,22 @@ __all__ = [
 ]
 
 
+def _room(name: str) -> ModuleType:
+    try:
+        return import_module(f"limbeck.{name}")
+    except ModuleNotFoundError as error:
+        if name != "api" or error.name is None:  # the losses need torch alone
+            raise
+        from limbeck.errors import missing_extra
+
+        raise missing_extra(error.name.split(".")[0], "cli", "limbeck.fit") from error
+
+
 def __getattr__(name: str) -> object:
     if name in _ROOMS:
-        return import_module(f"limbeck.{name}")
+        return _room(name)
     if name in _HOMES:
-        return getattr(import_module(f"limbeck.{_HOMES[name]}"), name)
+        return getattr(_room(_HOMES[name]), name)
     raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
 
 
@@ -80,6 +91,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from limbeck import api, functional, losses
     from limbeck.api import FitResult, compare, fit
     from limbeck.functional import (

@@ -153,12 +153,15 @@ def comparison_recipe(
         UserError: As `run_recipe`, or there is no such row.
     """
     chosen = baseline or ("kl" if "kl" in rows else next(iter(rows)))
+    if chosen not in rows:
+        raise UserError(f"`baseline` expected a row of `losses`, got `{chosen}`; {did_you_mean(chosen, rows)}")
     contenders = {name: {"settings": (tuple(terms),)} for name, terms in rows.items()}
     compare = {"contenders": contenders, "baseline": chosen}
     return _recipe(settings, {"teachers": teachers, "seed": seed, "title": title, "compare": compare})
 
 
 def _recipe(settings: Settings, rest: Mapping[str, Any]) -> Recipe:
+    _check_kinds(settings)
     teachers = tuple({"module": name} for name in rest["teachers"])
     content = {
         **rest,
@@ -175,6 +178,21 @@ def _recipe(settings: Settings, rest: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(one_line(error, content, _blame)) from error
+
+
+def _check_kinds(settings: Settings) -> None:
+    """Raise UserError for options that are no object of their class, such as a dict."""
+    expected: dict[str, tuple[type, ...]] = {
+        "optimizer": (str, OptimizerOptions),
+        "schedule": (str, ScheduleOptions),
+        "loop": (TrainOptions,),
+        "save": (SaveOptions,),
+    }
+    for name, kinds in expected.items():
+        value = settings._asdict()[name]
+        if not isinstance(value, kinds):
+            words = " or ".join("a name" if kind is str else f"limbeck.config.{kind.__name__}(...)" for kind in kinds)
+            raise UserError(f"`{name}` expected {words}, got {type(value).__name__}")
 
 
 def _blame(keys: Keys) -> str:

@@ -47,9 +47,7 @@ def class_margins(means: Array) -> Array:
 def compute(rows: Mapping[str, Sequence[Run]]) -> Margins:
     """Return the margins on the reported split of the runs of each row, and of the teacher."""
     teacher = next(iter(rows.values()))[0].scores.teacher_class_means
-    margins = {
-        name: np.stack([class_margins(run.scores.class_means) for run in runs]) for name, runs in rows.items()
-    }
+    margins = {name: np.stack([class_margins(run.scores.class_means) for run in runs]) for name, runs in rows.items()}
     return Margins(margins, None if teacher is None else class_margins(teacher))
 
 

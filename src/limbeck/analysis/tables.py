@@ -97,8 +97,8 @@ def notes(comparison: Comparison) -> list[str]:
         sentences.append("best epoch: test top-1 of the epoch that was best on validation.")
     if comparison.rows[0].head is not None:
         sentences.append(_head_and_tail(comparison))
-    if comparison.seconds:
-        times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in comparison.seconds.items())
+    if any(comparison.seconds.values()):
+        times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in comparison.seconds.items() if seconds)
         sentences.append(f"Training time: {times}.")
     return sentences
 
