@@ -26,6 +26,15 @@ Overrides = Annotated[
         "--set", metavar="PATH=VALUE", help="Change an option: --set train.epochs=10 --set losses.1.temperature=2"
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Runs to train at once, each in a process of its own.",
+        show_default="as many as the cores hold at `train.threads` each; 1 without that, or on an accelerator",
+    ),
+]
 DataFolder = Annotated[
     Path | None, typer.Option("--folder", metavar="FOLDER", help="Data folder.", show_default="$LIMBECK_DATA, or data")
 ]
@@ -67,11 +76,12 @@ def limbeck(
 def demo(
     folder: Annotated[Path, typer.Option(help="Where runs, tables and pictures go.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(callback=_at_least_one, help="Seeds per loss.")] = 6,
+    workers: Workers = None,
 ) -> None:
     """Compare five losses on two tasks with real images. Run it again to go on where it stopped."""
     from limbeck.demo import run_demo
 
-    run_demo(folder, seeds)
+    run_demo(folder, seeds, workers)
 
 
 @app.command()
@@ -140,6 +150,7 @@ def compare(
     table: Annotated[
         bool, typer.Option("--table", help="Also print the paper's table: weights, the paper's figure and ours.")
     ] = False,
+    workers: Workers = None,
 ) -> None:
     """Train the rows of a recipe on several seeds, then print the table. Finished runs are not trained again."""
     from limbeck.config_files import check_teachers, default_folder, load_recipe, select_rows
@@ -150,7 +161,7 @@ def compare(
     from limbeck.present import compare_and_show
 
     place = folder or default_folder(recipe, "compare-")
-    compare_and_show(options, place, rows=rows, seeds=seeds, published=table)
+    compare_and_show(options, place, rows=rows, seeds=seeds, published=table, workers=workers)
 
 
 @app.command()

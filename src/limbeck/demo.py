@@ -16,16 +16,17 @@ PARTS = {"few-labels": "distill/digits/few-labels", "long-tail": "distill/digits
 """Sub-folder and recipe of each part."""
 
 
-def run_demo(folder: Path, seeds: int) -> None:
+def run_demo(folder: Path, seeds: int, workers: int | None = None) -> None:
     """Train, print and draw both parts; what is finished already is only shown.
 
     Args:
         folder: One sub-folder per part is made in it.
         seeds: Runs per row and setting.
+        workers: Runs to train at once; None is as `limbeck compare` has it.
     """
     start = time.monotonic()
     for name, recipe in PARTS.items():
-        compare_and_show(load_recipe(recipe), folder / name, rows=None, seeds=seeds)
+        compare_and_show(load_recipe(recipe), folder / name, rows=None, seeds=seeds, workers=workers)
     say(
         f"\nThe demo took {time.monotonic() - start:.0f} s. It goes on where it stopped; for more seeds:\n"
         f"    limbeck demo --seeds {2 * seeds} --folder {folder}"

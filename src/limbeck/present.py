@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def compare_and_show(
-    recipe: Recipe, folder: Path, *, rows: Sequence[str] | None, seeds: int, published: bool = False
+    recipe: Recipe,
+    folder: Path,
+    *,
+    rows: Sequence[str] | None,
+    seeds: int,
+    published: bool = False,
+    workers: int | None = None,
 ) -> None:
     """Train a comparison's rows, print its table, draw its pictures and write its report.
 
@@ -27,6 +33,7 @@ def compare_and_show(
         rows: Which of the contenders; None is all.
         seeds: Runs per row and setting.
         published: Also print the table of the paper that the recipe names, its figures beside ours.
+        workers: Runs to train at once; None is one per core, where the recipe's threads allow it.
     """
     if published and recipe.compare.published is None:
         raise UserError("--table expected a recipe with `compare.published`, as in distill/cifar100, got none")
@@ -36,11 +43,13 @@ def compare_and_show(
 
     with loading():
         from limbeck.engine.compare import compare
+        from limbeck.engine.plan import automatic_workers
         from limbeck.engine.progress import open_reporter
 
     start = time.monotonic()
     finished = _finished(folder)
-    compare(recipe, folder, rows=rows, seeds=seeds, reporter=open_reporter())
+    workers = workers or automatic_workers(recipe)
+    compare(recipe, folder, rows=rows, seeds=seeds, workers=workers, reporter=open_reporter())
     new = len(_finished(folder) - finished)
     say(f"\n{recipe.title}")
     print_rich(rich_table(summarise(folder)))
