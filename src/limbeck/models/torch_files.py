@@ -88,6 +88,7 @@ HARMLESS = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    **{("torch", storage): dtype for storage, dtype in DTYPES.items()},
 }
 
 
@@ -98,9 +99,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file, encoding="utf-8")
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a name in the pickle stands for; of a storage's class, its dtype."""
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
+        """Return what a name in the pickle stands for; the class of a storage stands for its dtype."""
         return HARMLESS.get((module, name), LeftOut)
 
     def persistent_load(self, identity: Any) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from limbeck.models import Network
 
 CONTAINERS = ("model", "state_dict", "model_state_dict")  # where public files keep the weights beside other things
-COUNTER = "num_batches_tracked"  # of BatchNorm; unused at its default momentum, and absent before torch 0.4.1
+COUNTER = "num_batches_tracked"  # of BatchNorm; torch before 0.4.1 wrote none, and torch of today fills it in
 SHOWN = 3
 
 
@@ -49,8 +49,7 @@ def load_weights(path: Path, model: Network, name: str) -> str:
     tensors = _read_safetensors(content, path) if path.suffix == ".safetensors" else _read_public(content, path)
     expected = model.state_dict()
     _refuse_others(tensors, expected, path, name)
-    counters = {key: value for key, value in expected.items() if key.endswith(COUNTER)}
-    model.load_state_dict(counters | _renamed(tensors, name))
+    model.load_state_dict(_renamed(tensors, name))
     return hashlib.sha256(content).hexdigest()
 
 
