@@ -32,8 +32,8 @@ def named_in_headers() -> dict[str, tuple[str, ...]]:
 def recipes_of(entry: str) -> list[RecipeRow]:
     """Return the recipes that name an entry, each read from its file.
 
-    The paper's figures are those of `compare.published` for the rows that the recipe trains, or what the header
-    expects where it has no such column.
+    A recipe of the papers' protocol expects the paper's figures, those of `compare.published` for the rows that it
+    trains, and says in its header whether they were reproduced. Any other recipe expects what came out here.
     """
     return [_row(recipe) for recipe in named_in_headers().get(entry, ())]
 
@@ -42,6 +42,8 @@ def _row(name: str) -> RecipeRow:
     recipe, fields = load_recipe(name), header_fields(read_header(find_recipe(name)))
     published = recipe.compare.published
     command = f"limbeck {'compare' if recipe.compare.contenders else 'train'} {name}{' --table' if published else ''}"
+    if recipe.protocol == "holdout":
+        return RecipeRow(name, command, "", fields.get("Expected", ""))
     if published is None:
         return RecipeRow(name, command, fields.get("Expected", ""), fields.get("Reproduced", ""))
     values = {"ce": published.student, **published.rows}

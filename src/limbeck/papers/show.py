@@ -51,7 +51,7 @@ def _map(only: Paper | None, width: int) -> Iterator[RenderableType]:
         table.add_column("")
         table.add_column("id", no_wrap=True)
         table.add_column("what", ratio=1)
-        table.add_column("where", no_wrap=True, overflow="ellipsis", max_width=width // 3)
+        table.add_column("where", no_wrap=True, overflow="ellipsis", max_width=width // 4)
         for entry in paper.entries:
             table.add_row(Text(*MARKS[entry.status]), entry.name, entry.title, where_in_short(entry))
         yield table
@@ -61,7 +61,7 @@ def _map(only: Paper | None, width: int) -> Iterator[RenderableType]:
 
 def count_line(paper: Paper) -> Text:
     """Return how many entries there are of each status, which is the table's legend too."""
-    words = [Text(f"{len(paper.entries)} entries:")]
+    words = []
     for status, number in paper.counts().items():
         mark, style = MARKS[status]
         words.append(Text(f"{mark} {number} {status}", style))
@@ -101,7 +101,8 @@ def _entry(entry: Entry) -> Iterator[RenderableType]:
         yield Text("\nRecipes", style="bold")
     for recipe in recipes:
         yield f"  {recipe.command}"
-        yield Padding(Text(f"paper: {recipe.paper}\nours: {recipe.ours}"), (0, 0, 0, 4))
+        told = [f"{name}: {text}" for name, text in (("paper", recipe.paper), ("ours", recipe.ours)) if text]
+        yield Padding(Text("\n".join(told)), (0, 0, 0, 4))
     if entry.where:
         yield Text("\nWhere", style="bold")
         yield "\n".join(f"  {pointer}" for pointer in entry.where)
