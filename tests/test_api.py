@@ -129,9 +129,6 @@ def test_dict_batches_and_loaders_without_length_for_validation_are_read(tmp_pat
     assert result.results["last"]["validation"]["samples"] == 50
 
 
-OPTIONS = {"teacher": None, "losses": [*"ce", GKLTerm(ramp_epochs=2)]}
-
-
 def distil(folder, stop_at=None, *, workers=0, **options):
     """A distillation in which everything matters: views, order, dropout, BatchNorm, prior, average, micro-batches."""
     arguments = {
