@@ -150,14 +150,14 @@ def test_a_data_folder_that_does_not_exist_names_the_command_that_fills_it(tmp_p
 def test_an_empty_data_folder_says_what_belongs_there(tmp_path):
     line = refusal("cifar10", tmp_path)
     assert (
-        "expected to hold cifar-10-python.tar.gz or its folder cifar-10-batches-py, got neither; get it: limbeck"
+        f"{tmp_path} holds no CIFAR-10: expected cifar-10-python.tar.gz or cifar-10-batches-py/; get it: limbeck"
         in line
     )
 
 
 def test_the_other_data_set_is_named_where_only_that_is_there(tmp_path):
     write_cifar(tmp_path, "cifar10")
-    assert "got neither (it holds what `data.name: cifar10` reads)" in refusal("cifar100", tmp_path)
+    assert "cifar-100-python/ (it holds what `data.name: cifar10` reads)" in refusal("cifar100", tmp_path)
 
 
 def test_the_archive_in_the_place_of_its_folder_is_told(tmp_path):

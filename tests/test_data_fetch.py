@@ -20,11 +20,10 @@ from typing import get_args
 import pytest
 from cifar_archives import write_cifar
 
-from limbeck import data_files, download
+from limbeck import data_commands, data_files, download
 from limbeck.cli import main
 from limbeck.config import DataOptions
 from limbeck.data import build_data
-from limbeck.data_commands import FACTS
 from limbeck.download import CHUNK, Wanted
 from limbeck.errors import UserError
 
@@ -275,6 +274,17 @@ def test_without_a_terminal_there_is_a_line_for_each_tenth(server, fetch, monkey
     assert all(re.fullmatch(r"\d\.\d MB of \d\.\d MB, [\d.]+ MB/s", line) for line in lines)
 
 
+def test_a_terminal_has_a_bar_and_the_speed_leaves_out_what_was_there(monkeypatch):
+    told = []
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    monkeypatch.setattr("rich.progress.Progress.reset", lambda _, task, *, completed: told.append(("from", completed)))
+    monkeypatch.setattr("rich.progress.Progress.update", lambda _, task, *, completed: told.append(("to", completed)))
+    with data_commands._told("CIFAR-100", 30) as progress:
+        for done in (10, 20, 30):
+            progress.at(done)
+    assert told == [("from", 10), ("to", 20), ("to", 30)]
+
+
 # --- what goes wrong ---
 
 
@@ -382,8 +392,10 @@ def test_a_disk_that_fills_up_is_told(server, tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_told(server, capsys, tmp_path):
     (tmp_path / "data").write_text("not a folder")
-    assert main(["data", "fetch", "cifar100", "--folder", str(tmp_path / "data")]) == 2
-    assert "cannot be written" in capsys.readouterr().err.splitlines()[-1]
+    for folder in (tmp_path / "data", tmp_path / "data" / "deeper"):
+        assert main(["data", "fetch", "cifar100", "--folder", str(folder)]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line == f"limbeck: {folder} lies in or is a file, not a folder; choose another --folder"
 
 
 def test_an_archive_that_is_there_but_damaged_is_told(server, fetch, tmp_path):
@@ -422,7 +434,8 @@ def test_two_downloads_of_one_file_at_a_time_are_one_too_many(server, fetch, tmp
         line = ""
 
         def at(self, done):
-            self.line = self.line or failure(fetch())
+            if done:
+                self.line = self.line or failure(fetch())
 
     second, wanted = SecondCall(), data_files.PUBLISHED["cifar100"]
     download.download(Wanted(server.url, tmp_path / ARCHIVE, wanted.size, wanted.checksums), second)
@@ -476,7 +489,7 @@ def test_data_alone_lists(capsys, tmp_path, monkeypatch):
 
 def test_every_data_set_of_the_options_is_listed():
     options = set(get_args(DataOptions.model_fields["name"].annotation))
-    assert set(FACTS) == options - {"custom"}
+    assert set(data_commands.FACTS) == options - {"custom"}
 
 
 def test_listing_and_fetching_need_no_torch(tmp_path):

@@ -132,10 +132,15 @@ class _Bar:
 
     def __init__(self, bar: Bar, task: TaskID) -> None:
         self._bar, self._task = bar, task
+        self._begun = False
 
     def at(self, done: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=done)
+        """Move the bar; what was there before counts for no speed."""
+        if self._begun:
+            self._bar.update(self._task, completed=done)
+        else:
+            self._bar.reset(self._task, completed=done)
+        self._begun = True
 
     def note(self, text: str) -> None:
         """Print the sentence above the bar."""

@@ -43,7 +43,7 @@ class Progress(Protocol):
     """Whom a download tells how far it is."""
 
     def at(self, done: int) -> None:
-        """Tell how many bytes are on the disk, those of earlier calls included."""
+        """Tell how many bytes are on the disk; the first time, those of earlier calls."""
 
     def note(self, text: str) -> None:
         """Tell a sentence."""
@@ -97,6 +97,7 @@ def download(wanted: Wanted, progress: Progress) -> None:
         if file.tell() > wanted.size:
             _start_again(file)
         _check_room(wanted, file.tell())
+        progress.at(file.tell())
         _receive_all(wanted, file, progress)
         file.flush()
         os.fsync(file.fileno())
@@ -272,6 +273,8 @@ def _disk_errors(wanted: Wanted) -> Iterator[None]:
     """Turn an error of the operating system into one line."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{wanted.path.parent} lies in or is a file, not a folder; choose another --folder") from error
     except OSError as error:
         raise UserError(
             f"{error.filename or wanted.part} cannot be written ({reason(error)}); mend this and run the command "

@@ -84,7 +84,7 @@ def _read(name: str, found: Found) -> CifarImages:
     if missing := [file_name for file_name in layout.train + layout.test if file_name not in batches]:
         raise UserError(f"{path} lacks {_listed(missing)} of {PUBLISHED[name].title}; {_way_out(path, name)}")
     images = CifarImages(*_joined(batches, layout.train), *_joined(batches, layout.test))
-    if len(seen := images.train_labels.unique()) < CLASSES[name]:
+    if len(seen := set(images.train_labels.tolist())) < CLASSES[name]:
         raise UserError(
             f"{path} expected training images of all {CLASSES[name]} classes, got {len(seen)}; {_way_out(path, name)}"
         )
@@ -220,7 +220,7 @@ def _not_there(name: str, folder: Path) -> str:
         return f"{folder} holds only a part of {layout.archive}; to go on: {get}"
     others = [other for other in PUBLISHED if find(other, folder)]
     seen = f" (it holds what `data.name: {others[0]}` reads)" if others else ""
-    return f"{folder} expected to hold {layout.archive} or its folder {layout.folder}, got neither{seen}; get it: {get}"
+    return f"{folder} holds no {published.title}: expected {layout.archive} or {layout.folder}/{seen}; get it: {get}"
 
 
 def _listed(words: list[str]) -> str:
