@@ -129,7 +129,7 @@ def test_dict_batches_and_loaders_without_length_for_validation_are_read(tmp_pat
     assert result.results["last"]["validation"]["samples"] == 50
 
 
-def distil(folder, stop_at=None, *, workers=0, **options):
+def distil(folder, *, workers=0, **options):
     """A distillation in which everything matters: views, order, dropout, BatchNorm, prior, average, micro-batches."""
     arguments = {
         "val": held_out(),
