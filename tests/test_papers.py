@@ -7,6 +7,8 @@ import functools
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -310,6 +312,13 @@ def test_an_entry_is_shown_whole(entry, monkeypatch, capsys):
         assert " ".join(row) in shown
     for recipe in recipes_of(entry):
         assert recipe.command in shown
+
+
+def test_the_map_answers_without_torch():
+    calls = "main(['papers']); main(['papers', 'XVII'])"
+    code = f"import sys; from limbeck.cli import main; {calls}; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, encoding="utf-8")
+    assert run.stdout.splitlines()[-1] == "False"
 
 
 # --- the page ---
