@@ -138,20 +138,22 @@ def test_networks_are_those_of_the_pairs_name(name):
 
 
 @pytest.mark.parametrize("name", ["table-i", "smoothing"])
-def test_small_ablation_has_the_losses_of_the_published_size_but_for_the_warm_up(name):
+def test_small_ablation_has_the_losses_of_the_published_size_scaled_to_10_classes(name):
     full = load_recipe(f"ablations/cifar100/{name}")
     for data in ("digits", "mnist5k"):
         twin = load_recipe(f"ablations/{data}/{name}")
         assert twin.protocol == "holdout"
-        assert without_warmup(twin.losses) == without_warmup(full.losses)
+        assert scaled(twin.losses, 10) == scaled(full.losses)
         assert twin.compare.contenders.keys() == full.compare.contenders.keys()
         for row, contender in full.compare.contenders.items():
             (ours,), (theirs,) = twin.compare.contenders[row].settings, contender.settings
-            assert without_warmup(ours) == without_warmup(theirs)
+            assert scaled(ours, 10) == scaled(theirs)
 
 
-def without_warmup(terms):
-    return [term.model_copy(update={"warmup_epochs": 0.0}) for term in terms]
+def scaled(terms, factor=1):
+    """The terms with `factor` times their mse_weight, and no warm-up, which is a share of the run's epochs."""
+    changed = [term.model_dump() | {"warmup_epochs": 0.0} for term in terms]
+    return [term | {"mse_weight": round(factor * term.get("mse_weight", 0.0), 6)} for term in changed]
 
 
 # --- two steps ----------------------------------------------------------------------------------------------
