@@ -61,7 +61,10 @@ def _details(entry: Entry) -> str:
     if entry.rows:
         head, *rows = (f"| {' | '.join(row)} |" for row in entry.rows)
         parts.append("\n".join([head, "| --- " * len(entry.rows[0]) + "|", *rows]))
-    recipes = [f"| `{row.command}` | {row.paper} | {row.ours} |" for row in recipes_of(entry.id)]
+    recipes = [
+        f"| {'<br>'.join(f'`{command}`' for command in row.commands)} | {row.paper} | {row.ours} |"
+        for row in recipes_of(entry.id)
+    ]
     if recipes:
         parts.append("\n".join(["| command | paper | ours |", "| --- | --- | --- |", *recipes]))
     tests = [f"- `{pointer}`" for pointer in entry.where if pointer_kind(pointer) == "test"]

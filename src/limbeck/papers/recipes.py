@@ -12,7 +12,7 @@ class RecipeRow(NamedTuple):
     """A recipe: how it is run, what the paper has for its rows, and what came out here."""
 
     recipe: str
-    command: str
+    commands: tuple[str, ...]
     paper: str
     ours: str
 
@@ -41,11 +41,14 @@ def recipes_of(entry: str) -> list[RecipeRow]:
 def _row(name: str) -> RecipeRow:
     recipe, fields = load_recipe(name), header_fields(read_header(find_recipe(name)))
     published = recipe.compare.published
-    command = f"limbeck {'compare' if recipe.compare.contenders else 'train'} {name}{' --table' if published else ''}"
+    commands = tuple(text for text in fields.values() if text.startswith("limbeck "))  # a header may say how
+    if not commands:
+        verb, option = "compare" if recipe.compare.contenders else "train", " --table" if published else ""
+        commands = (f"limbeck {verb} {name}{option}",)
     if recipe.protocol == "holdout":
-        return RecipeRow(name, command, "", fields.get("Expected", ""))
+        return RecipeRow(name, commands, "", fields.get("Expected", ""))
     if published is None:
-        return RecipeRow(name, command, fields.get("Expected", ""), fields.get("Reproduced", ""))
+        return RecipeRow(name, commands, fields.get("Expected", ""), fields.get("Reproduced", ""))
     values = {"ce": published.student, **published.rows}
     shown = [f"{row} {values[row]:.2f}" for row in recipe.compare.contenders if values.get(row) is not None]
-    return RecipeRow(name, command, ", ".join(shown), fields.get("Reproduced", ""))
+    return RecipeRow(name, commands, ", ".join(shown), fields.get("Reproduced", ""))

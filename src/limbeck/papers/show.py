@@ -100,7 +100,7 @@ def _entry(entry: Entry) -> Iterator[RenderableType]:
     if recipes:
         yield Text("\nRecipes", style="bold")
     for recipe in recipes:
-        yield f"  {recipe.command}"
+        yield from (f"  {command}" for command in recipe.commands)
         told = [f"{name}: {text}" for name, text in (("paper", recipe.paper), ("ours", recipe.ours)) if text]
         yield Padding(Text("\n".join(told)), (0, 0, 0, 4))
     if entry.where:
