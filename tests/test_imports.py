@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "config_terms": set(),
     "config_errors": SETTINGS,
     "config_files": {"config_errors"} | SETTINGS,
+    "config_grid": {"config_files"} | SETTINGS,
     "kernels": set(),
     "functional": {"kernels"},
     "losses": {"functional"},
@@ -38,13 +39,15 @@ ARROWS: dict[str, set[str]] = {
     "download": {"data_files", "errors"},
     "data": {"data_files"} | SETTINGS,
     "objectives": {"losses", "functional", "adversary"} | SETTINGS,
-    "engine": {"objectives", "adversary", "models", "data", "config_files"} | SETTINGS,
+    "engine": {"objectives", "adversary", "models", "data", "config_files", "config_grid"} | SETTINGS,
     "analysis": {"errors"},
     "papers": {"config_files", "errors"},
     "config_arguments": {"config_errors"} | SETTINGS,
     "api": {"engine", "analysis", "data", "config_arguments"} | SETTINGS,
     **{
-        module: {"engine", "analysis", "papers", "config_files", "data_files", "download"} | SETTINGS | COMMAND_LINE
+        module: {"engine", "analysis", "papers", "config_files", "config_grid", "data_files", "download"}
+        | SETTINGS
+        | COMMAND_LINE
         for module in COMMAND_LINE
     },
 }
@@ -56,6 +59,7 @@ QUICK = {
     "config_terms",
     "config_errors",
     "config_files",
+    "config_grid",
     "data_files",
     "papers",
 } | COMMAND_LINE  # help and errors must answer at once

@@ -165,13 +165,38 @@ def compare(
 
 
 @app.command()
+def sweep(
+    recipe: RecipeName,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE,VALUE...",
+            help="Options to try in all combinations, and plain changes: --set train.epochs=10,20 --set seed=1",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(callback=_at_least_one, help="Seeds per combination.")] = 3,
+    folder: Annotated[Path | None, typer.Option(help="Sweep folder.", show_default="runs/sweep-RECIPE, / as -")] = None,
+    workers: Workers = None,
+) -> None:
+    """Train a recipe with every combination of some options, then print and draw the grid. Goes on where it stopped."""
+    from limbeck.config_files import default_folder
+    from limbeck.config_grid import read_grid
+
+    grid = read_grid(recipe, overrides or ())
+    from limbeck.present import sweep_and_show
+
+    sweep_and_show(grid, folder or default_folder(recipe, "sweep-"), seeds=seeds, workers=workers)
+
+
+@app.command()
 def plot(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a run or of a comparison.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a run, of a comparison or of a sweep.")],
     against: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Draw a second run beside it, and the differences to that one.")
     ] = None,
 ) -> None:
-    """Draw the pictures of a run, or pictures and report of a comparison. Reads files only."""
+    """Draw the pictures of a run or a sweep, or pictures and report of a comparison. Reads files only."""
     from limbeck.present import plot as plot_folder
 
     plot_folder(folder, against)

@@ -196,7 +196,7 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if not overrides:
         return recipe
     data = recipe.model_dump(mode="json")
-    parsed = sorted(map(_parse_override, overrides), key=lambda item: (len(item.path), item.path[-1] != "name"))
+    parsed = sorted(map(parse_override, overrides), key=lambda item: (len(item.path), item.path[-1] != "name"))
     for item in parsed:
         _check_root(item, data)
         _assign(data, item)
@@ -269,7 +269,12 @@ def select_rows(recipe: Recipe, rows: str | None) -> tuple[str, ...] | None:
     return chosen
 
 
-def _parse_override(text: str) -> Override:
+def parse_override(text: str) -> Override:
+    """Return the path and the value of `a.b=value`, the value in YAML.
+
+    Raises:
+        UserError: It has no path or no value, or the value is no YAML.
+    """
     path, equals, value = text.partition("=")
     keys = tuple(path.strip().split("."))
     if not equals or not all(keys):

@@ -1,4 +1,4 @@
-"""What `limbeck demo`, `compare` and `plot` do with the engine and the analysis: train, print the table, draw."""
+"""What `limbeck demo`, `compare`, `sweep` and `plot` do: train with the engine, print the table, draw."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.config import Recipe
+    from limbeck.config_grid import Grid
 
 
 def compare_and_show(
@@ -65,16 +66,60 @@ def compare_and_show(
         say(f"For pictures and a report: {install('viz')}; then limbeck plot {folder}")
 
 
-def plot(folder: Path, against: Path | None = None) -> None:
-    """Draw the pictures of a run, of two runs, or of a comparison with its report, and print their paths.
+def sweep_and_show(grid: Grid, folder: Path, *, seeds: int, workers: int | None = None) -> None:
+    """Train a sweep's points, print its table and draw its picture.
 
     Args:
-        folder: Of a run or of a comparison.
+        grid: The points.
+        folder: Of the sweep. Runs that are finished there are not trained again.
+        seeds: Runs per point.
+        workers: Runs to train at once; None is one per core, where the recipe's threads allow it.
+    """
+    from limbeck.analysis.sweep import rich_table, summarise
+
+    with loading():
+        from limbeck.engine.plan import automatic_workers
+        from limbeck.engine.progress import open_reporter
+        from limbeck.engine.sweep import sweep
+
+    recipe = grid.points[0].recipe
+    sweep(grid, folder, seeds=seeds, workers=workers or automatic_workers(recipe), reporter=open_reporter())
+    say(f"\n{recipe.title}")
+    print_rich(rich_table(summarise(folder)))
+    if importlib.util.find_spec("matplotlib"):
+        _plot_sweep(folder)
+    else:
+        say(f"For the picture: {install('viz')}; then limbeck plot {folder}")
+
+
+def _plot_sweep(folder: Path) -> None:
+    """Draw the picture of a sweep into its folder, if it has one or two axes."""
+    from limbeck.analysis.pictures import save
+    from limbeck.analysis.sweep import picture, summarise
+
+    drawn = picture(summarise(folder))
+    if drawn is None:
+        say("No picture: it would need more than two dimensions.")
+        return
+    for path in save([drawn], folder):
+        say(f"Picture: {path}")
+
+
+def plot(folder: Path, against: Path | None = None) -> None:
+    """Draw the pictures of a run, of two runs, of a sweep, or of a comparison with its report, and print their paths.
+
+    Args:
+        folder: Of a run, of a comparison or of a sweep.
         against: A second run, which the differences are taken to.
     """
     from limbeck.analysis.pictures import draw_run
     from limbeck.analysis.report import write_report
 
+    if (folder / "sweep.json").is_file():
+        if against is not None:
+            raise UserError(f"--against expected two runs, got the sweep {folder}")
+        _plot_sweep(folder)
+        return
     if (folder / "comparison.json").is_file():
         if against is not None:
             raise UserError(f"--against expected two runs, got the comparison {folder}; its pictures hold every row")

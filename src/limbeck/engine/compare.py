@@ -81,7 +81,7 @@ def compare(
         for row in rows
         for setting in range(len(recipe.compare.contenders[row].settings))
     ]
-    jobs, teachers = _plan(recipe, folder, entries)
+    jobs, teachers = plan_runs(recipe, folder, entries)
     diverged: dict[str, str] = {}
 
     def give_up(job: Job, why: str) -> None:
@@ -106,12 +106,12 @@ def _known_rows(recipe: Recipe, rows: Sequence[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def _plan(recipe: Recipe, folder: Path, entries: Sequence[Entry]) -> tuple[list[Job], list[Path]]:
+def plan_runs(recipe: Recipe, folder: Path, entries: Sequence[Entry]) -> tuple[list[Job], list[Path]]:
     """Return the runs, each seed's teachers before its students, and the folders of all teachers that have one."""
     jobs: list[Job] = []
     sources: dict[int, tuple[TeacherSource, ...]] = {}
     for entry in entries:
-        seeded = _of_seed(recipe, entry.seed)
+        seeded = of_seed(recipe, entry.seed)
         if entry.seed not in sources:
             if recipe.compare.vary_split or not sources:
                 place = folder / f"split{entry.seed}" if recipe.compare.vary_split else folder
@@ -131,8 +131,8 @@ def _job(recipe: Recipe, folder: Path, entry: Entry, sources: tuple[TeacherSourc
     return Job(folder / entry.folder, student, f"{entry.row}{which}, seed {entry.seed}", entry.seed, sources)
 
 
-def _of_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The recipe of one seed; the first seed has the recipe's own split, whatever `vary_split` says."""
+def of_seed(recipe: Recipe, seed: int) -> Recipe:
+    """Return the recipe of one seed; the first seed has the recipe's own split, whatever `vary_split` says."""
     data = recipe.data
     if recipe.compare.vary_split:
         data = data.model_copy(update={"split_seed": data.split_seed + seed - recipe.seed})
