@@ -125,7 +125,8 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page):
 
 
 def test_the_recipe_on_its_page_is_a_recipe():
-    (recipe,) = code_of(DOCS / "recipes.md", "yaml")
+    recipe, teachers = code_of(DOCS / "recipes.md", "yaml")
+    assert len(config.Recipe(task="distill", **yaml.safe_load(teachers)).teachers) == 4
     assert set(config.Recipe(**yaml.safe_load(recipe)).compare.contenders) == {"kl", "gkl"}
 
 
