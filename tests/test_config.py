@@ -207,7 +207,7 @@ def test_overrides_reach_into_the_rows_of_a_comparison():
         ("train.epochs=[1", "expected ',' or ']'"),
         ("task=supervised", "task `supervised` knows the loss `cross_entropy` only"),
         ("teachers=[]", "task `distill` expected at least one entry in `teachers`"),
-        ("teachers.0.run=runs/x", "`teachers.0`: expected exactly one of `run`, `recipe` and `model`; set the others to null"),
+        ("teachers.0.run=runs/x", "`teachers.0`: expected exactly one of `run`, `recipe` and `model`; set the others"),
         ("compare.baseline=kll", "no row `kll`, did you mean `kl`?"),
         ("compare.contenders.a/b.settings=[[{name: kl}]]", "expected letters, digits, `-` and `_`, got a/b"),
         ("schedule.name=multistep", "expected epochs in `milestones`, got none"),
