@@ -181,6 +181,13 @@ def test_a_missing_batch_is_named(tmp_path, form, gone):
     assert refusal("cifar10", tmp_path) == f"{folder} lacks `{gone}` of CIFAR-10; extract its archive again"
 
 
+def test_an_extracted_folder_that_is_named_itself_and_lacks_a_batch_is_told(tmp_path):
+    write_cifar(tmp_path, "cifar10", form="folder")
+    folder = tmp_path / "cifar-10-batches-py"
+    (folder / "data_batch_1").unlink()
+    assert refusal("cifar10", folder) == f"{folder} lacks `data_batch_1` of CIFAR-10; extract its archive again"
+
+
 def test_an_archive_under_the_name_of_the_other_lacks_everything(tmp_path):
     write_cifar(tmp_path, "cifar10")
     archive = (tmp_path / ARCHIVES["cifar10", "python"]).rename(tmp_path / ARCHIVES["cifar100", "python"])

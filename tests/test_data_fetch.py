@@ -31,11 +31,12 @@ ARCHIVE = "cifar-100-python.tar.gz"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `server.content` as the server's attributes say, and remembers each request's Range."""
+    """Serves `server.content` as the server's attributes say, and remembers what was asked."""
 
     def do_GET(self):
         server = self.server
         server.ranges.append(self.headers.get("Range"))
+        server.conditions.append(self.headers.get("If-Range"))
         if server.answers and (code := server.answers.pop(0)) != 200:
             self.send_error(code)
             return
@@ -75,9 +76,19 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, content):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.headers, self.ranges = content, {"ETag": '"one"'}, []
+        self.content, self.headers = content, {"ETag": '"one"'}
+        self.ranges, self.conditions = [], []
         self.answers, self.cuts, self.hangs = [], [], False
         self.resumes, self.heeds_if_range, self.tells_length = True, True, True
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.hangs = False
+        self.shutdown()
+        super().__exit__(*error)
 
     @property
     def url(self):
@@ -105,16 +116,12 @@ def quick(monkeypatch):
 @pytest.fixture
 def server(archive, monkeypatch):
     """The authors' server, which publishes the small archive."""
-    server = Server(archive)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    monkeypatch.setattr(data_files, "AUTHORS_PAGE", server.url.removesuffix(ARCHIVE))
     checksums = {kind: hashlib.new(kind, archive).hexdigest() for kind in ("md5", "sha256")}
     published = data_files.PUBLISHED["cifar100"]._replace(size=len(archive), checksums=checksums)
     monkeypatch.setitem(data_files.PUBLISHED, "cifar100", published)
-    yield server
-    server.hangs = False
-    server.shutdown()
-    server.server_close()
+    with Server(archive) as server:
+        monkeypatch.setattr(data_files, "AUTHORS_PAGE", server.url.removesuffix(ARCHIVE))
+        yield server
 
 
 @pytest.fixture
@@ -198,13 +205,10 @@ def test_a_later_call_goes_on_where_an_earlier_one_stopped(server, fetch, tmp_pa
 
 def test_another_server_goes_on_with_what_the_first_one_sent(server, fetch, archive, tmp_path):
     begin(server, fetch)
-    mirror = Server(archive)
-    mirror.headers = {"ETag": '"of the mirror"'}
-    threading.Thread(target=mirror.serve_forever, daemon=True).start()
-    assert fetch("--url", mirror.url)[0] == 0
-    assert (mirror.ranges, server.ranges) == ([f"bytes={CHUNK}-"], [])
-    mirror.shutdown()
-    mirror.server_close()
+    with Server(archive) as mirror:
+        mirror.headers = {"ETag": '"of the mirror"'}
+        assert fetch("--url", mirror.url)[0] == 0
+    assert (mirror.ranges, mirror.conditions, server.ranges) == ([f"bytes={CHUNK}-"], [None], [])
 
 
 def test_a_whole_part_needs_no_server(server, fetch, tmp_path):
@@ -241,10 +245,20 @@ def test_a_file_that_changed_in_between_is_begun_again(server, fetch, archive, t
     assert server.ranges == [f"bytes={CHUNK}-"] + ([] if heeds_if_range else [None])
 
 
-def test_a_weak_tag_is_no_condition(server, fetch):
+def test_a_weak_tag_is_no_condition_but_its_change_is_seen(server, fetch):
     server.headers = {"ETag": 'W/"one"'}
     begin(server, fetch)
+    server.answers = [404]
+    fetch()
+    assert server.conditions[-1] is None
     server.headers = {"ETag": 'W/"two"'}
+    assert fetch()[0] == 0
+    assert server.ranges[1:] == [f"bytes={CHUNK}-", None]
+
+
+def test_the_same_weak_tag_goes_on(server, fetch):
+    server.headers = {"ETag": 'W/"one"'}
+    begin(server, fetch)
     assert fetch()[0] == 0
     assert server.ranges == [f"bytes={CHUNK}-"]
 

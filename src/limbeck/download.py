@@ -176,7 +176,8 @@ def _ask(wanted: Wanted, done: int) -> HTTPResponse:
     if done:
         before = _origin(wanted)
         headers["Range"] = f"bytes={done}-"
-        if same_as := before.get("ETag") or before.get("Last-Modified"):
+        same_as = before.get("ETag") or before.get("Last-Modified")
+        if same_as and not same_as.startswith("W/"):  # a weak tag is no condition, but a change of it is one
             headers["If-Range"] = same_as
     try:
         return urlopen(Request(wanted.url, headers=headers), timeout=TIMEOUT_SECONDS)  # type: ignore[no-any-return]
@@ -207,9 +208,9 @@ def _goes_on(wanted: Wanted, response: HTTPResponse, done: int) -> bool:
 
 
 def _said(wanted: Wanted, response: HTTPResponse) -> dict[str, str]:
-    """Return what tells one state of a file on a server from another; weak tags do not."""
+    """Return what tells one state of a file on a server from another."""
     words = {key: response.headers.get(key, "") for key in ("ETag", "Last-Modified")}
-    return {"url": wanted.url} | {key: word for key, word in words.items() if word and not word.startswith("W/")}
+    return {"url": wanted.url} | {key: word for key, word in words.items() if word}
 
 
 def _origin(wanted: Wanted) -> dict[str, str]:
