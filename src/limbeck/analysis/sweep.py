@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Transform
     from rich.console import Group
     from rich.table import Table
 
     from limbeck.analysis.statistics import Spread
 
 LINES = 6  # more values of the second axis are drawn as a heat map
+BARS_APART = 0.08  # inches
 LOGARITHMIC = 30  # largest over smallest value from which an axis of positive numbers is logarithmic
 
 
@@ -187,7 +189,7 @@ def notes(sweep: Sweep) -> list[str]:
 def columns(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     """Return the column titles and, for each point, the texts under them."""
     chosen, seeds = sweep.chosen, len(sweep.seeds)
-    titles = [*(axis.path.replace(".", ".\n") for axis in sweep.axes), f"{sweep.split} top-1, %", "n"]
+    titles = [*(".\n".join(axis.path.rsplit(".", 1)) for axis in sweep.axes), f"{sweep.split} top-1, %", "n"]
     rows = [
         [*map(text_of, point.values), _accuracy(sweep.shown(point)), f"{point.finished}/{seeds}"]
         for point in sweep.points
@@ -271,31 +273,38 @@ def draw_lines(sweep: Sweep, axes: Axes) -> Axes:
     """Draw the mean over the first axis, a line for each value of the second, with the standard deviation as bars."""
     first = sweep.axes[0]
     places = np.array(first.values if first.numeric else range(len(first.values)), dtype=float)
+    order = np.argsort(places)
     seconds = sweep.axes[1].values if len(sweep.axes) == 2 else (None,)
     for number, second in enumerate(seconds):
         points = [p for p in sweep.points if len(sweep.axes) == 1 or p.values[1] == second]
         spreads = [sweep.shown(point) for point in points]
-        means = [_mean(values) for values in spreads]
-        errors = [values.std or 0.0 if values else 0.0 for values in spreads]
+        means = np.array([_mean(values) for values in spreads])
+        errors = np.array([values.std or 0.0 if values else 0.0 for values in spreads])
         label = f"{_short(sweep.axes[1].path)} {text_of(second)}" if len(sweep.axes) == 2 else None
-        order = np.argsort(places) if first.numeric else np.arange(len(places))
-        axes.errorbar(
-            places[order],
-            np.array(means)[order],
-            np.array(errors)[order],
-            label=label,
-            capsize=3,
-            **(look(number) | marker(number)),
-        )
+        aside = _aside(number - (len(seconds) - 1) / 2, axes)
+        style = look(number) | marker(number)
+        axes.errorbar(places[order], means[order], errors[order], label=label, capsize=3, transform=aside, **style)
         if sweep.chosen in points:
             index = points.index(sweep.chosen)
-            axes.plot(places[index], means[index], "o", markersize=13, fillstyle="none", color=COLOURS[-1])
+            ring: dict[str, Any] = {
+                "markersize": 13,
+                "fillstyle": "none",
+                "color": COLOURS[-1],
+                "label": "chosen on validation",
+            }
+            axes.plot(places[index], means[index], "o", transform=aside, zorder=3, **ring)
     _label_first_axis(first, places, axes)
     axes.set_ylabel(f"{sweep.split} top-1, %")
-    axes.set_title(_short(first.path) if len(sweep.axes) == 1 else "")
-    if len(sweep.axes) == 2:
+    if axes.get_legend_handles_labels()[1]:
         legend_above(axes)
     return axes
+
+
+def _aside(steps: float, axes: Axes) -> Transform:
+    """Return the data's coordinates moved to the side a little, so that bars of several lines stay apart."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return axes.transData + ScaledTranslation(BARS_APART * steps, 0, axes.figure.dpi_scale_trans)
 
 
 def _label_first_axis(axis: Axis, places: Any, axes: Axes) -> None:
