@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pillow_twins import from_pillow, magnitude, operate, to_pillow
 
+from benchmarks.pillow_loop import from_pillow, magnitude, operate, to_pillow
 from limbeck.data import image_geometry, image_tones
 from limbeck.data.image_ops import IDENTITY, OPERATIONS, apply_operations, codes_of
 

@@ -30,11 +30,12 @@ class Operation(NamedTuple):
     signed: bool = False
 
 
-# The ranges of the public implementation of AutoAugment (DeepVoltaire/AutoAugment) that GKL's code uses as well.
-# torchvision has the same, except that solarize starts at 255, which inverts white at strength 0, and that
-# translations are cut to whole pixels. The authors' first release (tensorflow/models, research/autoaugment) divides
-# levels by 10 and not by 9, translates by at most 10 pixels of 32, keeps 4 bits at level 0 of posterize, and has
-# factors of the last four that rise with the level from 0.1 to 1.9.
+# The ranges of DeepVoltaire/AutoAugment, which GKL's code has copied. Both shear with bicubic interpolation and rotate
+# counter-clockwise only; here all geometry takes the nearest pixel and goes either way, as in the authors' release and
+# in torchvision. torchvision has the same ranges, except that solarize starts at 255, which inverts white at strength
+# 0, and that translations are cut to whole pixels. The authors' release (tensorflow/models, research/autoaugment)
+# divides levels by 10 and not by 9, translates by at most 10 pixels of 32, keeps 4 bits at level 0 of posterize, and
+# has factors of the last four that rise with the level from 0.1 to 1.9.
 OPERATIONS: dict[str, Operation] = {
     "shear_x": Operation(geometry.shear_x, change=0.3, signed=True),
     "shear_y": Operation(geometry.shear_y, change=0.3, signed=True),

@@ -181,13 +181,12 @@ def sharpness(images: Tensor, factors: Tensor) -> Tensor:
         uint8 `(N, C, H, W)`. The outermost pixels stay as they are: they lack neighbours.
     """
     smooth = images.float()
-    if min(images.shape[2:]) > 2:
-        rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
-        squares = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-        centres = smooth[..., 1:-1, 1:-1]
-        # Each pixel counts five times, each of its eight neighbours once. No sum over 13 ends in a half, so that the
-        # nearest level does not depend on rounding.
-        centres.copy_(((squares + 4 * centres) / 13).round_())
+    rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
+    squares = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    centres = smooth[..., 1:-1, 1:-1]
+    # Each pixel counts five times, each of its eight neighbours once. No sum over 13 ends in a half, so that the
+    # nearest level does not depend on rounding.
+    centres.copy_(((squares + 4 * centres) / 13).round_())
     return _blend(smooth, images, factors)
 
 

@@ -17,6 +17,8 @@ RATIOS = (3 / 4, 4 / 3)  # width over height of a part
 ATTEMPTS = 10
 # Pillow's weights are integers of 22 bits: sums of products with levels fit into int32 and are exact on every device.
 _WEIGHT_BITS = 22
+# Larger temporaries cost a CPU more than twice the time: their memory comes fresh from the system again and again.
+_LEVELS_AT_ONCE = 2**17
 
 
 def resized_crop(images: Tensor, shares: tuple[float, float], *, seed: int, epoch: int, indices: Tensor) -> Tensor:
@@ -94,8 +96,8 @@ def resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         size: Height and width of the output.
 
     Returns:
-        uint8 `(N, C, *size)`, equal to `image.crop(box).resize(size, BILINEAR)`; to one level where Pillow, since its
-        version 13, shrinks the columns before the rows.
+        uint8 `(N, C, *size)`, equal to `image.crop(box).resize(size, BILINEAR)`; to one level where recent versions of
+        Pillow go along the columns first, because these are shrunk more.
 
     Raises:
         TypeError: `images` are not uint8.
@@ -107,9 +109,15 @@ def resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"`images` expected uint8, got {images.dtype}")
-    top, left, height, width = boxes.to(images.device).unbind(1)
+    some = max(1, _LEVELS_AT_ONCE // math.prod(images.shape[1:]))
+    parts = zip(torch.split(images, some), torch.split(boxes.to(images.device), some), strict=True)
+    return torch.cat([_resize(part, boxes_of_part, size) for part, boxes_of_part in parts])
+
+
+def _resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    top, left, height, width = boxes.unbind(1)
     across = _resample(images.permute(0, 3, 1, 2), left, width, size[1])  # (N, width, C, H)
-    return _resample(across.permute(0, 3, 2, 1), top, height, size[0]).permute(0, 2, 1, 3).contiguous()
+    return _resample(across.permute(0, 3, 2, 1), top, height, size[0]).permute(0, 2, 1, 3)
 
 
 def _resample(lines: Tensor, starts: Tensor, lengths: Tensor, outputs: int) -> Tensor:
@@ -117,10 +125,10 @@ def _resample(lines: Tensor, starts: Tensor, lengths: Tensor, outputs: int) -> T
     count, pixels = lines.shape[:2]
     places, weights = _taps(starts, lengths, pixels, outputs)
     places = places + torch.arange(count, device=lines.device).unsqueeze(1) * pixels
-    flat = lines.int().flatten(2).flatten(0, 1)
+    flat = lines.flatten(2).flatten(0, 1)
     sums = torch.full((count * outputs, flat.shape[1]), 2 ** (_WEIGHT_BITS - 1), dtype=torch.int32, device=lines.device)
     for place, weight in zip(places.flatten(1), weights.flatten(1), strict=True):
-        sums.addcmul_(flat.index_select(0, place), weight.unsqueeze(1))
+        sums.add_(flat.index_select(0, place).int().mul_(weight.unsqueeze(1)))
     return sums.bitwise_right_shift_(_WEIGHT_BITS).to(torch.uint8).view(count, outputs, *lines.shape[2:])
 
 

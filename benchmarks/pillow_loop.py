@@ -1,4 +1,4 @@
-"""AutoAugment, RandAugment and RandomResizedCrop as loops over images with Pillow, from the same draws.
+"""The augmentations as loops over images with Pillow, from the same draws: the tests' twin and the benchmark's rival.
 
 Written from the public implementations, apart from the package: the ranges of the magnitudes are a table of their
 own, and the sub-policies another transcription. A plan is what is to be done to one image: names and magnitudes.
@@ -184,3 +184,10 @@ def resize(image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, 
     top, left, height, width = box
     cropped = image.crop((left, top, left + width, top + height))
     return cropped.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def crop_and_flip(image: Image.Image, padding: int, down: int, right: int, flipped: bool) -> Image.Image:
+    """Pad with black, crop at a place, flip."""
+    width, height = image.size
+    cropped = ImageOps.expand(image, padding).crop((right, down, right + width, down + height))
+    return ImageOps.mirror(cropped) if flipped else cropped
