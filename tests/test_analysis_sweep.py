@@ -7,7 +7,8 @@ import itertools
 import pytest
 from fake_runs import fake_run, write_json
 
-from limbeck.analysis.sweep import columns, marginals, notes, picture, rich_table, summarise
+from limbeck.analysis.style import new_figure, styled
+from limbeck.analysis.sweep import columns, draw_lines, marginals, notes, picture, rich_table, summarise
 from limbeck.errors import UserError
 
 
@@ -94,6 +95,19 @@ def test_one_or_two_options_make_a_picture(axes, tmp_path):
     points = len(list(itertools.product(*axes.values())))
     sweep = summarise(fake_sweep(tmp_path, axes, [(0.8 + 0.01 * n, 0.8) for n in range(points)], seeds=1))
     assert picture(sweep).png.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("rates", [(0.01, 0.1, 1.0), (1.0, 2.0, 3.0)])  # logarithmic, linear
+def test_every_mean_lies_within_the_picture(rates, tmp_path):
+    axes = {"optimizer.learning_rate": rates, "losses.1.temperature": (1.0, 4.0)}
+    sweep = summarise(fake_sweep(tmp_path, axes, [(0.7 + 0.05 * n, 0.8) for n in range(6)]))
+    with styled():
+        drawn = draw_lines(sweep, new_figure(3)[1][0])
+    (left, right), (low, high) = drawn.get_xlim(), drawn.get_ylim()
+    assert left < min(rates) < max(rates) < right
+    assert low < 70 < 95.05 < high
+    lines = [bars.lines[0].get_xdata() for bars in drawn.containers]
+    assert all(lines[0] < lines[1])  # bars of two lines stand beside one another
 
 
 def test_the_table_prints_in_eighty_columns(tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limbeck.analysis.pictures import Picture
-from limbeck.analysis.run_files import Run, read_versioned
+from limbeck.analysis.run_files import Array, Run, read_versioned
 from limbeck.analysis.statistics import spread
 from limbeck.analysis.style import COLOURS, GRID, legend_above, look, marker, new_figure, png, styled
 from limbeck.analysis.tables import mean_and_std
@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Transform
     from rich.console import Group
     from rich.table import Table
 
     from limbeck.analysis.statistics import Spread
 
 LINES = 6  # more values of the second axis are drawn as a heat map
-BARS_APART = 0.08  # inches
+BARS_APART = 0.008  # of the width
 LOGARITHMIC = 30  # largest over smallest value from which an axis of positive numbers is logarithmic
 
 
@@ -281,18 +280,13 @@ def draw_lines(sweep: Sweep, axes: Axes) -> Axes:
         means = np.array([_mean(values) for values in spreads])
         errors = np.array([values.std or 0.0 if values else 0.0 for values in spreads])
         label = f"{_short(sweep.axes[1].path)} {text_of(second)}" if len(sweep.axes) == 2 else None
-        aside = _aside(number - (len(seconds) - 1) / 2, axes)
+        aside = _aside(places, number - (len(seconds) - 1) / 2)
         style = look(number) | marker(number)
-        axes.errorbar(places[order], means[order], errors[order], label=label, capsize=3, transform=aside, **style)
+        axes.errorbar(aside[order], means[order], errors[order], label=label, capsize=3, **style)
         if sweep.chosen in points:
             index = points.index(sweep.chosen)
-            ring: dict[str, Any] = {
-                "markersize": 13,
-                "fillstyle": "none",
-                "color": COLOURS[-1],
-                "label": "chosen on validation",
-            }
-            axes.plot(places[index], means[index], "o", transform=aside, zorder=3, **ring)
+            ring: dict[str, Any] = {"markersize": 13, "fillstyle": "none", "color": COLOURS[-1]}
+            axes.plot(aside[index], means[index], "o", label="chosen on validation", zorder=3, **ring)
     _label_first_axis(first, places, axes)
     axes.set_ylabel(f"{sweep.split} top-1, %")
     if axes.get_legend_handles_labels()[1]:
@@ -300,16 +294,20 @@ def draw_lines(sweep: Sweep, axes: Axes) -> Axes:
     return axes
 
 
-def _aside(steps: float, axes: Axes) -> Transform:
-    """Return the data's coordinates moved to the side a little, so that bars of several lines stay apart."""
-    from matplotlib.transforms import ScaledTranslation
-
-    return axes.transData + ScaledTranslation(BARS_APART * steps, 0, axes.figure.dpi_scale_trans)
+def _logarithmic(places: Array) -> bool:
+    return bool(places.min() > 0 and places.max() / places.min() >= LOGARITHMIC)
 
 
-def _label_first_axis(axis: Axis, places: Any, axes: Axes) -> None:
+def _aside(places: Array, steps: float) -> Array:
+    """Return places moved to the side a little, so that the bars of several lines stay apart."""
+    if _logarithmic(places):
+        return np.asarray(places * (places.max() / places.min()) ** (BARS_APART * steps))
+    return np.asarray(places + np.ptp(places) * BARS_APART * steps)
+
+
+def _label_first_axis(axis: Axis, places: Array, axes: Axes) -> None:
     """Set ticks at the values, on a logarithmic scale where they span much."""
-    if axis.numeric and places.min() > 0 and places.max() / places.min() >= LOGARITHMIC:
+    if axis.numeric and _logarithmic(places):
         axes.set_xscale("log")
     axes.set_xticks(places, [text_of(value) for value in axis.values])
     axes.minorticks_off()
