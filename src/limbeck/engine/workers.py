@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from limbeck.engine.plan import GiveUp, Job, TrainJob
 
-PATIENCE = 10.0  # seconds that an idle worker has to leave
-
 
 # --- the worker's side ------------------------------------------------------------------------------------
 
@@ -74,7 +72,7 @@ class _Sender(Reporter):
 
 
 def serve(pipe: Connection, train: TrainJob) -> None:
-    """Train the jobs that come through a pipe, until the parent closes it; the life of a worker."""
+    """Train the jobs that come through a pipe, as long as the parent lives; the life of a worker."""
     torch.set_num_threads(1)
     resources = Resources(ViewStore())
     with StopRequest() as stop:
@@ -85,7 +83,7 @@ def serve(pipe: Connection, train: TrainJob) -> None:
                 job = pipe.recv()
                 pipe.send(("over", _error_of(job, train, reporter, stop, resources)))
         except (EOFError, OSError, KeyboardInterrupt):
-            return  # the plan is done, or the parent is gone, or was told to hurry and says so itself
+            return  # the parent is gone, or was told to hurry and says so itself
 
 
 def _error_of(
@@ -193,11 +191,8 @@ class Pool:
                 for _ in range(self.size):
                     self.workers.append(_Worker(self.train, self.reporter.lane()))
             yield
-            for worker in self.workers:
-                worker.pipe.close()
-                worker.process.join(PATIENCE)
         finally:
-            for worker in self.workers:  # after an error or a second Ctrl-C; none is alive otherwise
+            for worker in self.workers:  # idle by now, unless an error or a second Ctrl-C came; to leave takes seconds
                 worker.process.kill()
                 worker.process.join()
 
