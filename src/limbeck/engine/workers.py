@@ -29,6 +29,7 @@ from limbeck.errors import Diverged, Interrupted, UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerContext, SpawnContext
     from multiprocessing.process import BaseProcess
 
     from limbeck.engine.plan import GiveUp, Job, TrainJob
@@ -128,13 +129,22 @@ def _hold_signals(hold: bool) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK, STOPPING)
 
 
+def _context() -> ForkServerContext | SpawnContext:
+    """Return how workers start: forked from a server that imports torch once for all plans; spawned on Windows."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
 class _Worker:
     """A process, what it does, and where on the screen that is told."""
 
     def __init__(self, train: TrainJob, reporter: Reporter) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process: BaseProcess = spawn.Process(target=serve, args=(theirs, train), daemon=True)
+        context = _context()
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=serve, args=(theirs, train), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends with the process
         self.reporter = reporter
@@ -271,7 +281,7 @@ class Pool:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Start processes that no stopping signal reaches before they can mind it."""
+    """Start processes that no stopping signal reaches before they can mind it; nor their server, ever."""
     # It would let the signals come again if it were started with the first process.
     multiprocessing.resource_tracker.ensure_running()
     _hold_signals(True)
