@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks import pillow_loop
 from limbeck.config import AugmentOptions
 from limbeck.data import Pixels, augment, normalise
-from limbeck.data.draws import integers
+from limbeck.draws import integers
 
 BATCH, SIDE = 128, 32
 BATCHES = 40

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from limbeck.data.draws import integers, uniform
+from limbeck.draws import integers, uniform
 
 Plan = list[tuple[str, float]]
 

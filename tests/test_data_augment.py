@@ -7,7 +7,7 @@ import torch
 
 from limbeck.config import AugmentOptions
 from limbeck.data import Pixels, augment, normalise
-from limbeck.data.draws import integers
+from limbeck.draws import integers
 
 H, W = 6, 5
 PIXELS = Pixels(maximum=200, mean=(0.25, 0.5), std=(0.5, 2.0))

@@ -21,7 +21,7 @@ from benchmarks.pillow_loop import (
 )
 from limbeck.config import AugmentOptions
 from limbeck.data import Pixels, augment, auto_augment, normalise, rand_augment, resized_crop
-from limbeck.data.draws import integers, uniform
+from limbeck.draws import integers, uniform
 from limbeck.errors import UserError
 
 PLACE = {"seed": 3, "epoch": 2}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.data.draws import integers, key, permutation, uniform
+from limbeck.draws import integers, key, permutation, uniform
 
 MASK = 2**64 - 1
 

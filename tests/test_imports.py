@@ -24,6 +24,7 @@ SETTINGS = {"config", "config_terms", "errors"}
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "draws": set(),
     "config": {"config_terms", "errors"},
     "config_terms": set(),
     "config_errors": SETTINGS,
@@ -32,12 +33,12 @@ ARROWS: dict[str, set[str]] = {
     "kernels": set(),
     "functional": {"kernels"},
     "losses": {"functional"},
-    "adversary": set(),
+    "adversary": {"draws"},
     "adapters": {"losses"},
     "models": SETTINGS,
     "data_files": set(),
     "download": {"data_files", "errors"},
-    "data": {"data_files"} | SETTINGS,
+    "data": {"data_files", "draws"} | SETTINGS,
     "objectives": {"losses", "functional", "adversary"} | SETTINGS,
     "engine": {"objectives", "adversary", "models", "data", "config_files", "config_grid"} | SETTINGS,
     "analysis": {"errors"},
@@ -51,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
         for module in COMMAND_LINE
     },
 }
-TORCH_ALONE = {"functional", "kernels", "losses", "adversary", "models", "data", "objectives"}
+TORCH_ALONE = {"draws", "functional", "kernels", "losses", "adversary", "models", "data", "objectives"}
 TORCH_NEVER = {"analysis"}
 QUICK = {
     "errors",

@@ -1,4 +1,4 @@
-"""Data sets by name, their splits, batches and augmentations. Every random draw is a function: see `draws`."""
+"""Data sets by name, their splits, batches and augmentations. Every random draw is a function: see `limbeck.draws`."""
 
 from __future__ import annotations
 

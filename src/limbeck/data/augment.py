@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.data.auto_augment import auto_augment
-from limbeck.data.draws import integers
 from limbeck.data.rand_augment import rand_augment
 from limbeck.data.resized_crop import resized_crop
 from limbeck.data.sources import Pixels, normalise
+from limbeck.draws import integers
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:

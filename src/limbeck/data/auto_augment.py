@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from limbeck.data.draws import integers, uniform
 from limbeck.data.image_ops import IDENTITY, apply_operations, codes_of
+from limbeck.draws import integers, uniform
 
 _Step = tuple[str, float, int]  # operation, probability, level of 0 to 9; the level of auto_contrast & co. says nothing
 

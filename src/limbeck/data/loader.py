@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from limbeck.data.draws import permutation
+from limbeck.draws import permutation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
-from limbeck.data.draws import key, permutation
+from limbeck.draws import key, permutation
 
 if TYPE_CHECKING:
     from torch import Tensor

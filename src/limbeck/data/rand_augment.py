@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from limbeck.data.draws import integers
 from limbeck.data.image_ops import apply_operations, codes_of
+from limbeck.draws import integers
 
 # torchvision's fourteen, and its magnitudes of 0 to 30. timm's space has `invert` and `solarize_add` in place of
 # `identity`, and other ranges of posterize and solarize.

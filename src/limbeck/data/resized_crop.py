@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from limbeck.data.draws import uniform
+from limbeck.draws import uniform
 
 RATIOS = (3 / 4, 4 / 3)  # width over height of a part
 ATTEMPTS = 10

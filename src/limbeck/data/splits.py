@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from limbeck.data.draws import permutation
+from limbeck.draws import permutation
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:

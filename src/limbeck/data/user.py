@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from limbeck.data.draws import key
 from limbeck.data.loader import Batch
 from limbeck.data.sources import DataBundle
+from limbeck.draws import key
 from limbeck.errors import UserError
 
 Unpack = Callable[[Any], tuple[Tensor, Tensor]]
