@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -68,7 +69,8 @@ def build_data(options: DataOptions) -> DataBundle:
         options: Name, split, few labels and long tail; the augmentations are not read here.
 
     Returns:
-        The three parts, on the CPU. Equal options give equal tensors.
+        The three parts, on the CPU. Equal options give equal tensors. Without `standardise`, `Pixels` say mean 0 and
+        deviation 1, so that `normalise` leaves images in [0, 1].
 
     Raises:
         UserError: The package that ships the data or its archive is missing, or the split is impossible.
@@ -82,6 +84,8 @@ def build_data(options: DataOptions) -> DataBundle:
     if options.name == "custom":
         raise UserError("the data of this run are a user's own loaders: call limbeck.fit with them again")
     train, validation, test = _parts(options)
+    if not options.standardise:
+        train, validation, test = map(_unstandardised, (train, validation, test))
     classes = int(torch.cat([train.labels, test.labels]).max()) + 1
     return DataBundle(
         name=options.name,
@@ -94,6 +98,12 @@ def build_data(options: DataOptions) -> DataBundle:
         fingerprint=fingerprint(train, validation, test),
         device=torch.device("cpu"),
     )
+
+
+def _unstandardised(source: Source) -> Source:
+    channels = source.images.shape[1]
+    pixels = Pixels(source.pixels.maximum, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return replace(source, pixels=pixels)
 
 
 def _parts(options: DataOptions) -> list[Source]:

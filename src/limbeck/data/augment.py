@@ -26,8 +26,8 @@ def augment(
 
     Crop, flip, AutoAugment and RandAugment act on the integers in this order, as in published pipelines. What comes in
     at the border of a crop is black, in the other two mid-grey. Then images are normalised. The square of cutout is
-    centred on any pixel, cut at the border, and set to 0, the mean after normalisation (DeVries & Taylor 2017, arXiv
-    1708.04552).
+    centred on any pixel, cut at the border, and set to 0 (DeVries & Taylor 2017, arXiv 1708.04552): the mean after
+    normalisation, black if the pixels are not standardised.
 
     Args:
         images: uint8 `(N, C, H, W)`.

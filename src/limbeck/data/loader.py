@@ -25,12 +25,14 @@ class Batch:
         indices: int64 `(B,)`, positions in the source: with them a sample's draws can be made again. A user's own
             loader does not tell them; there they are positions in the epoch.
         step: Step within the epoch, from 0.
+        second: `(B, C, H, W)`, another view of the same images, if the recipe asks for one.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     step: int
+    second: Tensor | None = None
 
 
 def steps_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:

@@ -9,9 +9,13 @@ from limbeck.data.augment import augment
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
 from limbeck.data.mixing import mix
 from limbeck.data.sources import Source
+from limbeck.draws import key
+from limbeck.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import Tensor
 
     from limbeck.config import AugmentOptions
     from limbeck.data.sources import DataBundle
@@ -39,6 +43,7 @@ class MemoryStream:
         batch_size: Samples of a batch.
         drop_last: Leave out the last batch of an epoch if it is incomplete.
         seed: Seed of the run.
+        second_view: Augmentations of a second view of each batch; None makes none.
     """
 
     source: Source
@@ -47,6 +52,7 @@ class MemoryStream:
     batch_size: int
     drop_last: bool
     seed: int
+    second_view: AugmentOptions | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,15 +66,31 @@ class MemoryStream:
             self.source, batch_size=self.batch_size, drop_last=self.drop_last, start_step=start_step, **place
         ):
             images = augment(batch.images, self.options, pixels=self.source.pixels, indices=batch.indices, **place)
+            second = self._second(batch, epoch)
             labels = batch.labels
             if self.options.mixup or self.options.cutmix:
                 images, labels = mix(
                     images, labels, options=self.options, num_classes=self.num_classes, step=batch.step, **place
                 )
-            yield replace(batch, images=images, labels=labels)
+            yield replace(batch, images=images, labels=labels, second=second)
+
+    def _second(self, batch: Batch, epoch: int) -> Tensor | None:
+        """Return the second view of a batch as the source has it; its draws are independent of the first view's."""
+        if self.second_view is None:
+            return None
+        place = {"seed": key(self.seed, 0, "second view"), "epoch": epoch}
+        return augment(batch.images, self.second_view, pixels=self.source.pixels, indices=batch.indices, **place)
 
 
-def open_stream(data: DataBundle, options: AugmentOptions, *, batch_size: int, drop_last: bool, seed: int) -> Stream:
+def open_stream(
+    data: DataBundle,
+    options: AugmentOptions,
+    *,
+    batch_size: int,
+    drop_last: bool,
+    seed: int,
+    second_view: AugmentOptions | None = None,
+) -> Stream:
     """Return the training batches of a data set; a user's own loader decides on batches and views itself.
 
     Args:
@@ -77,7 +99,13 @@ def open_stream(data: DataBundle, options: AugmentOptions, *, batch_size: int, d
         batch_size: Samples of a batch.
         drop_last: Leave out the last batch of an epoch if it is incomplete.
         seed: Seed of the run.
+        second_view: Augmentations of a second view of images in memory; None makes none.
+
+    Raises:
+        UserError: A second view of a user's own loader is asked for.
     """
     if isinstance(data.train, Source):
-        return MemoryStream(data.train, options, data.num_classes, batch_size, drop_last, seed)
+        return MemoryStream(data.train, options, data.num_classes, batch_size, drop_last, seed, second_view)
+    if second_view is not None:
+        raise UserError("your own loader has one view of each image: set `data.second_view` to null")
     return data.train.stream(seed, data.device)

@@ -50,7 +50,8 @@ class KeptStream:
         if step == self.steps_per_epoch:
             return
         for batch in self.stream.batches(epoch, step):
-            size = sum(tensor.nbytes for tensor in (batch.images, batch.labels, batch.indices))
+            tensors = (batch.images, batch.labels, batch.indices, batch.second)
+            size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
             if size <= self.room:
                 self._kept[epoch, batch.step] = batch
                 self.room -= size
@@ -99,7 +100,7 @@ class ViewStore:
         train = recipe.train
         arithmetic = (train.threads, train.precision, train.channels_last, train.accumulate)
         order = (recipe.seed, train.batch_size, train.drop_last)
-        key = (data.fingerprint, data.device, recipe.data.augment, order, arithmetic)
+        key = (data.fingerprint, data.device, recipe.data.augment, recipe.data.second_view, order, arithmetic)
         if self._stream is None or key != self._key:
             self._key, self._stream = key, KeptStream(open_run_stream(recipe, data), self._room)
         return self._stream
@@ -109,5 +110,10 @@ def open_run_stream(recipe: Recipe, data: DataBundle) -> Stream:
     """Return the training batches of a run."""
     train = recipe.train
     return open_stream(
-        data, recipe.data.augment, batch_size=train.batch_size, drop_last=train.drop_last, seed=recipe.seed
+        data,
+        recipe.data.augment,
+        batch_size=train.batch_size,
+        drop_last=train.drop_last,
+        seed=recipe.seed,
+        second_view=recipe.data.second_view,
     )
