@@ -12,7 +12,19 @@ import twins
 from torch import Tensor
 
 import limbeck
-from limbeck import ClassPrior, DKLLoss, GKLLoss, IKLLoss, JSLoss, KLLoss, ReverseKLLoss, functional, translate
+from limbeck import (
+    ClassPrior,
+    DKLLoss,
+    GKLLoss,
+    IKLLoss,
+    JSLoss,
+    KLLoss,
+    LogitMSELoss,
+    MARTLoss,
+    ReverseKLLoss,
+    functional,
+    translate,
+)
 from limbeck.losses import class_prior, gkl, presets
 
 LOSSES = {
@@ -24,6 +36,8 @@ LOSSES = {
     "ikl": IKLLoss(5, mse_weight=3.0),
     "gkl": GKLLoss(5, weight_power=0.3, temperature=2.0),
     "gkl_sample": GKLLoss(prior="sample", weight_power=0.3, prior_temperature=4.0),
+    "mart": MARTLoss(kl_weight=6.0),
+    "logit_mse": LogitMSELoss(),
 }
 
 
@@ -84,6 +98,8 @@ def test_modules_are_their_functions() -> None:
         (LOSSES["dkl"], functional.dkl_divergence(student, target, temperature=2.0)),
         (LOSSES["gkl_sample"], functional.gkl_divergence(student, target, rows, weight_power=0.3)),
         (LOSSES["ikl"], functional.ikl_divergence(student, target, torch.full((9, 5), 0.2), mse_weight=3.0)),
+        (LOSSES["mart"], functional.mart_loss(student, target, labels, kl_weight=6.0)),
+        (LOSSES["logit_mse"], functional.logit_mse(student, target)),
     ]
     for loss, expected in pairs:
         assert torch.isclose(loss(student, target, labels), expected, rtol=1e-6)
@@ -475,6 +491,7 @@ def test_a_prior_that_is_never_refreshed_warns(monkeypatch: pytest.MonkeyPatch) 
         (lambda: ClassPrior(5, momentum=0.0), "`momentum`"),
         (lambda: JSLoss(beta=2.0), "`beta`"),
         (lambda: KLLoss(temperature=-1.0), "`temperature`"),
+        (lambda: MARTLoss(kl_weight=-1.0), "`kl_weight`"),
     ],
 )
 def test_options_are_checked_in_the_constructor(make: object, message: str) -> None:

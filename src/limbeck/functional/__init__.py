@@ -15,6 +15,8 @@ from limbeck.functional.kl import (
     soft_cross_entropy,
     total_variation,
 )
+from limbeck.functional.logit import logit_mse
+from limbeck.functional.mart import mart_loss
 
 __all__ = [
     "dkl_divergence",
@@ -23,6 +25,8 @@ __all__ = [
     "ikl_divergence",
     "js_divergence",
     "kl_divergence",
+    "logit_mse",
+    "mart_loss",
     "reverse_kl_divergence",
     "skew_kl_divergence",
     "soft_cross_entropy",

@@ -4,6 +4,8 @@ from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_prior import ClassPrior, PriorStatus
 from limbeck.losses.gkl import DKLLoss, GKLLoss, IKLLoss
 from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
+from limbeck.losses.logit import LogitMSELoss
+from limbeck.losses.mart import MARTLoss
 from limbeck.losses.notation import Translation, translate
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "IKLLoss",
     "JSLoss",
     "KLLoss",
+    "LogitMSELoss",
+    "MARTLoss",
     "PriorStatus",
     "ReverseKLLoss",
     "Translation",

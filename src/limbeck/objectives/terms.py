@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch.nn import functional as F
 
-from limbeck.losses import DKLLoss, GKLLoss, IKLLoss, JSLoss, KLLoss, ReverseKLLoss
+from limbeck.config import TermOptions
+from limbeck.losses import DKLLoss, GKLLoss, IKLLoss, JSLoss, KLLoss, LogitMSELoss, MARTLoss, ReverseKLLoss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from limbeck.config import CrossEntropyTerm, DivergenceTerm, Term
-    from limbeck.config import TermOptions as Options
 
 
 def part_names(terms: Sequence[Term]) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def part_names(terms: Sequence[Term]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def term_weight(term: Options, epoch: int, epochs: int) -> float:
+def term_weight(term: TermOptions, epoch: int, epochs: int) -> float:
     """Return the factor of a term in an epoch (from 1) of a run of `epochs`.
 
     It rises as `min(epoch / warmup_epochs, 1)`. From the first epoch at full weight on it falls, if it decays, so
@@ -68,7 +68,7 @@ def cross_entropy(term: CrossEntropyTerm, logits: Tensor, labels: Tensor) -> Ten
 
 def build_divergence(term: DivergenceTerm, num_classes: int) -> nn.Module:
     """Return the loss module of a term, with the term's options."""
-    options = term.model_dump(exclude={"name", "weight", "warmup_epochs", "decay"})
+    options = term.model_dump(exclude=set(TermOptions.model_fields))
     match term.name:
         case "kl":
             return KLLoss(**options)
@@ -82,3 +82,7 @@ def build_divergence(term: DivergenceTerm, num_classes: int) -> nn.Module:
             return IKLLoss(num_classes, **options)
         case "gkl":
             return GKLLoss(num_classes, **options)
+        case "mart":
+            return MARTLoss(**options)
+        case "logit_mse":
+            return LogitMSELoss(**options)
