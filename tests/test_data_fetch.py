@@ -283,6 +283,16 @@ def test_a_file_that_does_not_end_is_refused(server, fetch, archive, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_no_more_is_written_than_shows_that_a_file_is_another(server, archive, tmp_path):
+    server.tells_length = False
+    server.content = archive + bytes(20 * CHUNK)
+    seen = []
+    progress = SimpleNamespace(at=seen.append, note=seen.append)
+    with pytest.raises(UserError, match="got more than"):
+        download.download(Wanted(server.url, tmp_path / ARCHIVE, len(archive), {}), progress)
+    assert len(archive) < max(seen) <= len(archive) + CHUNK
+
+
 def test_a_missing_file_names_the_address_and_the_way_out(server, fetch, tmp_path):
     server.answers = [404]
     assert failure(fetch()) == (

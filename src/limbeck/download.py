@@ -160,7 +160,7 @@ def _receive(wanted: Wanted, file: BinaryIO, progress: Progress) -> None:
             if response.status != 200:
                 return
         wanted.origin.write_text(json.dumps(_said(wanted, response)), encoding="utf-8")
-        while chunk := _read(response):
+        while file.tell() <= wanted.size and (chunk := _read(response)):  # no server that never ends fills the disk
             file.write(chunk)
             progress.at(file.tell())
     if file.tell() < wanted.size:
