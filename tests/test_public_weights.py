@@ -407,6 +407,12 @@ def test_weights_for_other_images_are_an_error(state, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("first", "second"), [("conv1.weight", "module.conv1.weight"), ("fc.bias", "linear.bias")])
+def test_two_tensors_for_one_weight_are_an_error(first, second, state, tmp_path):
+    message = error_of(save(tmp_path / "public.pth", state | {second: torch.zeros_like(state[first])}))
+    assert message.startswith(f"expected each weight of `resnet8` once, got both {first} and {second} for ")
+
+
 def test_weights_of_another_network_are_named(tmp_path):
     path = save(tmp_path / "public.pth", mdistiller(public_state("resnet14")))
     assert error_of(path) == (

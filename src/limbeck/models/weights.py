@@ -94,6 +94,7 @@ def _renamed(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 def _refuse_others(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, name: str) -> None:
     """Raise UserError unless a file's tensors have the names and shapes of the expected weights."""
     weights = _renamed(tensors, name)
+    _refuse_two_of_one(tensors, path, name)
     other_shapes = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
     differences = {
         "missing": [key for key in expected if key not in weights and not key.endswith(COUNTER)],
@@ -109,6 +110,18 @@ def _refuse_others(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
             f"got them for {len(weights['head.bias'])}; take the file of this data set, or its data"
         )
     raise UserError(f"{path}: expected weights of `{name}`, got {listed}; {_whose(tensors, name)}")
+
+
+def _refuse_two_of_one(tensors: Mapping[str, Tensor], path: Path, name: str) -> None:
+    """Raise UserError if two tensors of a file mean one weight, such as those of two heads: which, nobody knows."""
+    seen: dict[str, str] = {}
+    for key in tensors:
+        ours = our_name(key, name)
+        if ours is not None and (first := seen.setdefault(ours, key)) != key:
+            raise UserError(
+                f"{path}: expected each weight of `{name}` once, got both {first} and {key} for {ours}; "
+                "save the file again without one of them"
+            )
 
 
 def _first(names: list[str]) -> str:
