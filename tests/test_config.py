@@ -47,7 +47,7 @@ def test_recipe_loads_and_its_header_has_every_field(name):
     fields = header_fields(read_header(find_recipe(name)))
     assert recipe.title
     task = name.split("/")[0]
-    assert {"teacher": "supervised", "ablations": "distill"}.get(task, task) == recipe.task
+    assert {"teacher": "supervised", "ablations": "distill", "robust": "adversarial"}.get(task, task) == recipe.task
     assert [field for field in HEADER_FIELDS if not fields.get(field)] == []
 
 
@@ -274,6 +274,8 @@ CONSTRUCTORS = {
     "dkl": limbeck.losses.DKLLoss,
     "ikl": limbeck.losses.IKLLoss,
     "gkl": limbeck.losses.GKLLoss,
+    "mart": limbeck.losses.MARTLoss,
+    "logit_mse": limbeck.losses.LogitMSELoss,
 }
 
 
