@@ -263,7 +263,9 @@ def test_each_recipe_that_names_an_entry_is_counted():
 # --- the command ---
 
 
-@pytest.mark.parametrize("word", ["gkl:table-xvii", "table-xvii", "XVII", " GKL:Table-XVII "])
+@pytest.mark.parametrize(
+    "word", ["gkl:table-xvii", "table-xvii", "XVII", " GKL:Table-XVII ", "Table XVII", "gkl Tab. XVII"]
+)
 def test_an_entry_is_found_by_the_end_of_its_id(word):
     assert find(word) is ENTRIES["gkl:table-xvii"]
 
@@ -275,6 +277,7 @@ def test_an_entry_is_found_by_the_end_of_its_id(word):
         ("gkll", "nothing in the papers is called `gkll`; did you mean `gkl`?"),
         ("??", "nothing in the papers is called `??`; `limbeck papers` lists all"),
         ("table-1", "`table-1` could be `ikl:table-1` or `wkd:table-1`"),
+        ("Eq. (13)", "`Eq. (13)` could be `gkl:eq-13` or `ikl:eq-13`"),
     ],
 )
 def test_an_unknown_id_is_one_line_with_the_nearest(word, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,6 +22,13 @@ KINDS = {
     "figure": "Figures",
     "claim": "Claims",
 }
+WRITTEN = {
+    "equation": "eq",
+    "fig": "figure",
+    "tab": "table",
+    "alg": "algorithm",
+    "thm": "theorem",
+}  # how papers write kinds
 Status = Literal["reproduced", "same code, small data", "not reproduced", "not built"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 REQUIRED: dict[Status, tuple[str, ...]] = {
@@ -125,16 +133,16 @@ def find(word: str) -> Paper | Entry:
 
     Args:
         word: A source (`gkl`), an id (`gkl:table-xvii`), or the end of an id where it is the only one (`table-xvii`,
-            `XVII`). Upper and lower case are the same.
+            `XVII`), as papers write it too (`Table XVII`, `Eq. (13)`). Upper and lower case are the same.
 
     Raises:
         UserError: No such thing, or several.
 
-    >>> find("XVII").id
-    'gkl:table-xvii'
+    >>> find("XVII").id, find("Table XVII").id
+    ('gkl:table-xvii', 'gkl:table-xvii')
     """
     papers = load_papers()
-    wanted = word.strip().lower()
+    wanted = _as_in_ids(word)
     if wanted in papers:
         return papers[wanted]
     entries = {entry.id: entry for paper in papers.values() for entry in paper.entries}
@@ -150,6 +158,19 @@ def find(word: str) -> Paper | Entry:
     nearest = difflib.get_close_matches(wanted, [*papers, *ends], n=1, cutoff=0.5)
     hint = f"did you mean `{ends.get(nearest[0], nearest[0])}`?" if nearest else "`limbeck papers` lists all"
     raise UserError(f"nothing in the papers is called `{word}`; {hint}")
+
+
+def _as_in_ids(word: str) -> str:
+    """Return a word as ids are written, whatever a paper makes of it.
+
+    >>> _as_in_ids("Eq. (13)"), _as_in_ids("GKL Table XVII"), _as_in_ids("Fig. 2")
+    ('eq-13', 'gkl:table-xvii', 'figure-2')
+    """
+    parts = re.split(r"[\s.()-]+", word.strip(" \t.()").lower())
+    parts = [WRITTEN.get(part, part) for part in parts]
+    if parts[0] in SOURCES and len(parts) > 1:
+        return f"{parts[0]}:{'-'.join(parts[1:])}"
+    return "-".join(parts)
 
 
 def pointer_kind(pointer: str) -> str:
