@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn import functional as F
 
 from limbeck.config import TermOptions
@@ -56,14 +57,15 @@ def term_weight(term: TermOptions, epoch: int, epochs: int) -> float:
 
 
 def cross_entropy(term: CrossEntropyTerm, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in float32 under autocast too.
+    """Return the mean cross-entropy, in float32 at least, under autocast too.
 
     Args:
         term: Options of the term.
         logits: `(N, C)`.
         labels: Integers `(N,)`, or probabilities `(N, C)` as mixup gives them.
     """
-    return F.cross_entropy(logits.float(), labels, label_smoothing=term.label_smoothing)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, labels, label_smoothing=term.label_smoothing)
 
 
 def build_divergence(term: DivergenceTerm, num_classes: int) -> nn.Module:
