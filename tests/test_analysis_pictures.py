@@ -67,6 +67,13 @@ def test_curves_of_a_run_without_an_epoch_are_refused(tmp_path):
         curves.compute({"kl": [read_run(run)]})
 
 
+def test_a_single_epoch_is_seen_and_whole(tmp_path, axes):
+    runs = {name: [read_run(fake_run(tmp_path / name, epochs=1))] for name in ("kl", "gkl")}
+    curves.draw(curves.compute(runs), axes, "train_loss")
+    assert {line.get_marker() for line in axes.lines} == {"o"}
+    assert axes.get_xticks().tolist() == [1]
+
+
 @pytest.mark.parametrize("picture", [curves, convergence, predicted_scores])
 def test_rows_that_coincide_share_a_line_and_a_label(rows, axes, picture):
     twins = {"kl": rows["kl"], "dkl": rows["kl"], "gkl": rows["gkl"]}
@@ -84,6 +91,13 @@ def test_classes_stand_from_most_to_fewest_training_images(tmp_path, axes):
     assert result.rows["kl"][0] == pytest.approx(100 * run.scores.accuracy[[1, 2, 0]])
     per_class.draw(result, axes)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "0"]
+
+
+def test_no_whisker_passes_the_ends_of_accuracy(axes):
+    accuracy = np.array([[0.0, 100.0, 50.0], [100.0, 100.0, 50.0]])  # standard deviation 70.7 about 50, then 0
+    per_class.draw(per_class.PerClass(np.arange(3), np.array([2, 2, 2]), {"kl": accuracy}, "test"), axes)
+    (whiskers,) = axes.containers[0].lines[2]
+    assert [segment[:, 1].tolist() for segment in whiskers.get_segments()] == [[0, 100], [100, 100], [50, 50]]
 
 
 def test_margin_is_equation_14():

@@ -40,18 +40,21 @@ def compute(rows: Mapping[str, Sequence[Run]]) -> PerClass:
 
 
 def draw(result: PerClass, axes: Axes) -> Axes:
-    """Draw a marker per row and class with its standard deviation over seeds; the bars behind count the images."""
+    """Draw a marker per row and class with its standard deviation over seeds; the bars behind count the images.
+
+    Whiskers end where accuracies do, at 0 and 100 %.
+    """
     classes = len(result.order)
     if len(result.counts):
         _draw_counts(result, axes)
     step = 0.7 / max(len(result.rows), 2)
     for index, (name, accuracy) in enumerate(result.rows.items()):
         place = np.arange(classes) + step * (index - (len(result.rows) - 1) / 2)
-        error = accuracy.std(0, ddof=1) if len(accuracy) > 1 else None
+        mean, error = accuracy.mean(0), None
+        if len(accuracy) > 1:
+            error = np.minimum(accuracy.std(0, ddof=1), np.stack([mean, 100 - mean]).clip(min=0))
         size = 5 if classes <= 20 else 2
-        axes.errorbar(
-            place, accuracy.mean(0), error, label=name, linestyle="none", markersize=size, elinewidth=1, **marker(index)
-        )
+        axes.errorbar(place, mean, error, label=name, linestyle="none", markersize=size, elinewidth=1, **marker(index))
     order = "class, from most to fewest training images" if len(result.counts) else "class"
     class_axis(axes, [str(label) for label in result.order], order)
     axes.set_ylabel(f"{result.split} accuracy, %")
@@ -63,6 +66,7 @@ def _draw_counts(result: PerClass, axes: Axes) -> None:
     behind = axes.twinx()
     behind.bar(range(len(result.counts)), result.counts, width=0.9, color="#EEEEEE", zorder=0)
     behind.set_ylim(0, result.counts.max() * 1.02)
+    behind.locator_params(axis="y", integer=True)
     behind.set_ylabel("training images (bars)", color="#777777")
     behind.tick_params(axis="y", colors="#777777")
     behind.grid(visible=False)

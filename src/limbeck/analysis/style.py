@@ -124,9 +124,16 @@ def legend_above(axes: Axes) -> None:
 
 
 def epoch_axis(axes: Axes) -> None:
-    """Label the x axis with whole epochs."""
+    """Label the x axis with whole epochs; of a single epoch, lines are dots. To be called when all is drawn."""
     axes.set_xlabel("epoch")
-    axes.locator_params(axis="x", integer=True)
+    first, last = axes.dataLim.intervalx
+    if last > first:
+        axes.locator_params(axis="x", integer=True)
+        return
+    axes.set_xticks([first])
+    for line in axes.lines:
+        if np.size(line.get_xdata()) == 1:  # a line from one point to nowhere is not seen
+            line.set_marker("o")
 
 
 def class_axis(axes: Axes, labels: list[str], title: str) -> None:
