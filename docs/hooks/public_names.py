@@ -12,7 +12,7 @@ from mkdocs.exceptions import PluginError
 
 from limbeck.losses import DivergenceLoss
 
-ROOMS = ("limbeck.functional", "limbeck.losses", "limbeck.api")
+ROOMS = ("limbeck.functional", "limbeck.losses", "limbeck.adversary", "limbeck.api")
 OF_FUNCTIONS = ("Args", "Returns", "Raises", "Gradient", "Example", "Reference")
 OF_HELPERS = ("Args", "Returns", "Raises", "Example")
 OF_LOSSES = ("Args", "Gradient", "Example", "Reference")

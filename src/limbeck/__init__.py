@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "adversary": ("awp", "pgd"),
     "api": ("FitResult", "compare", "fit"),
     "functional": (
         "dkl_divergence",
@@ -53,7 +54,9 @@ __all__ = [
     "LogitMSELoss",
     "MARTLoss",
     "ReverseKLLoss",
+    "adversary",
     "api",
+    "awp",
     "compare",
     "dkl_divergence",
     "fit",
@@ -66,6 +69,7 @@ __all__ = [
     "logit_mse",
     "losses",
     "mart_loss",
+    "pgd",
     "reverse_kl_divergence",
     "skew_kl_divergence",
     "soft_cross_entropy",
@@ -101,7 +105,8 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from limbeck import api, functional, losses
+    from limbeck import adversary, api, functional, losses
+    from limbeck.adversary import awp, pgd
     from limbeck.api import FitResult, compare, fit
     from limbeck.functional import (
         dkl_divergence,
