@@ -7,6 +7,7 @@ import gzip
 import io
 import pickle
 import tarfile
+import tracemalloc
 
 import pytest
 import torch
@@ -249,7 +250,7 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(gzip, "open", refuse)
+    monkeypatch.setattr(cifar, "_Unpacked", refuse)
     assert refusal("cifar10", tmp_path) == f"{path} cannot be read (permission denied)"
 
 
@@ -412,6 +413,36 @@ def test_a_persistent_id_is_refused():
 def test_a_refusal_names_what_was_asked_for():
     with pytest.raises(Refused, match=r"`posix\.system`"):
         load_dictionary(io.BytesIO(b"cposix\nsystem\n."))
+
+
+def peak_of(function):
+    """Return what raised, in words, and the most bytes of Python's own that were alive at once."""
+    tracemalloc.start()
+    try:
+        with pytest.raises((UserError, pickle.UnpicklingError, EOFError)) as caught:
+            function()
+        return str(caught.value), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_of_ten_bytes_gets_no_more_memory_than_it_needs():
+    memo = b"}r" + (1 << 26).to_bytes(4, "little")  # in C, room for 2^27 memos: a gigabyte
+    assert peak_of(lambda: load_dictionary(io.BytesIO(memo)))[1] < 1 << 20
+    assert load_dictionary(io.BytesIO(memo + b".")) == {}
+
+
+@pytest.mark.parametrize("where", ["batch", "another file", "header"])
+def test_an_archive_that_is_larger_unpacked_than_it_can_be_is_refused(tmp_path, monkeypatch, where):
+    monkeypatch.setattr(cifar, "LARGEST", 1 << 22)
+    path = tmp_path / "cifar-100-binary.tar.gz"
+    write_tar(path, {f"cifar-100-binary/{'train.bin' if where == 'batch' else 'x'}": bytes(1 << 25)})
+    if where == "header":  # a name that goes on for as long
+        with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as tar:
+            tar.addfile(tarfile.TarInfo("x" * (1 << 25)))
+    words, peak = peak_of(lambda: cifar.load("cifar100", tmp_path))
+    assert f"expected at most {1 << 22:,} bytes" in words
+    assert peak < 1 << 24
 
 
 @pytest.mark.parametrize("prefix", ["../", "/tmp/", "x/../", "cifar-100-python/../"])

@@ -9,6 +9,8 @@ import io
 import os
 import pickle
 import re
+import tracemalloc
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -383,8 +385,31 @@ def test_a_storage_larger_than_the_file_is_damage():
     legacy = content({"a": torch.ones(3)}, "legacy")
     start = legacy.index(b"cpu")
     at = legacy.index(b"K\x03", start)
-    with pytest.raises(Unreadable, match="storage of 1099511627776 elements"):
+    with pytest.raises(Unreadable, match=f"storage of {4 * 2**40} bytes"):
         read_torch_file(legacy[:at] + b"\x8a\x06" + (2**40).to_bytes(6, "little") + legacy[at + 2 :])
+
+
+@pytest.mark.parametrize("record", ["data/0", "data.pkl"])
+def test_a_record_that_is_larger_unpacked_than_the_file_is_not_unpacked(record):
+    packed = io.BytesIO()
+    good = zipfile.ZipFile(io.BytesIO(content({"a": torch.ones(3)}, "zip")))
+    with good, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in good.namelist():
+            bomb.writestr(name, bytes(1 << 25) if name.endswith(record) else good.read(name))
+    tracemalloc.start()
+    with pytest.raises(Unreadable, match=f"of {1 << 25} bytes"):
+        read_torch_file(packed.getvalue())
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_a_pickle_of_ten_bytes_gets_no_more_memory_than_it_needs():
+    memo = b"\x80\x02}r" + (1 << 26).to_bytes(4, "little") + b"."  # in C, room for 2^27 memos: a gigabyte
+    tracemalloc.start()
+    with pytest.raises(Unreadable, match="no magic number"):
+        read_torch_file(memo)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("saved", [{}, [], 3, {"model": {"epoch": 3}}, {"model": nn.Linear(2, 2)}, {"epoch": 240}])

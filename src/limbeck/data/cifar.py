@@ -7,6 +7,7 @@ is run: see `pickles`.
 from __future__ import annotations
 
 import gzip
+import io
 import tarfile
 from contextlib import contextmanager
 from functools import lru_cache
@@ -36,6 +37,7 @@ IMAGE_BYTES = 3 * 32 * 32
 LABEL_KEYS = {"cifar10": "labels", "cifar100": "fine_labels"}  # of a pickled batch
 LABEL_BYTES = {"cifar10": 1, "cifar100": 2}  # that open a binary record; the last of them is the (fine) label
 CHUNK = 1 << 20
+LARGEST = 1 << 28  # bytes of an archive, unpacked; the published ones have 190 MB
 
 
 class CifarImages(NamedTuple):
@@ -116,13 +118,29 @@ def _open_files(layout: Layout, path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 def _open_members(path: Path, names: dict[str, str]) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield those files of a .tar.gz that have exactly these names, in one pass and in memory."""
-    with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+    with _Unpacked(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
             name = names.get(member.name.removeprefix("./"))
             if name is not None and member.isreg() and (file := archive.extractfile(member)):
                 yield name, file
         while stream.read(CHUNK):  # gzip's own checksum stands at the end
             pass
+
+
+class _Unpacked(gzip.GzipFile):
+    """What is in a .gz, up to `LARGEST` bytes: ten megabytes of zeros packed may be ten gigabytes in memory."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._refuse_beyond(self.tell() + (size or 0))
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._refuse_beyond(offset)
+        return super().seek(offset, whence)
+
+    def _refuse_beyond(self, place: int) -> None:
+        if place > LARGEST + CHUNK:  # what is read at the end may go beyond the end
+            raise _Unexpected(f"expected at most {LARGEST:,} bytes when unpacked, got more")
 
 
 # --- batches ---
@@ -134,6 +152,10 @@ def _read_batch(name: str, file: IO[bytes], *, pickled: bool) -> tuple[Tensor, T
     Raises:
         _Unexpected: They are not images and labels of this data set.
     """
+    size = file.seek(0, io.SEEK_END)
+    if size > LARGEST:
+        raise _Unexpected(f"expected at most {LARGEST:,} bytes, got {size:,}")
+    file.seek(0)
     images, labels = _from_pickle(name, file) if pickled else _from_records(name, file)
     if len(images) != len(labels):
         raise _Unexpected(f"expected a label for each image, got {len(images)} images and {len(labels)} labels")
