@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from limbeck.data.user import first_inputs, first_two, read, user_data
 from limbeck.errors import UserError
@@ -213,6 +213,15 @@ MISTAKES = {
         {"train": [(X, [0, 1])]},
         r"expected tensors \(inputs, labels\) in each batch, got \(Tensor, list\)",
     ),
+    "no pair": (
+        {"train": [[1, 2]], "unpack": lambda batch: torch.zeros(3, 4)},
+        r"expected tensors \(inputs, labels\) in each batch, got \(Tensor\); see `unpack`",
+    ),
+    "a data set": (
+        {"train": TensorDataset(X, torch.tensor([0, 1]))},
+        r"expected batches, got tensors of the shapes \(5,\) and \(\); to make .*DataLoader",
+    ),
+    "a data set of numbers": ({"validation": [(X[0], 1)]}, r"got \(Tensor, int\); to make .*DataLoader"),
     "lengths": ({"train": [(X, torch.tensor([0]))]}, "expected as many labels as inputs in a batch, got 1 and 2"),
     "class too high": (
         {"train": [(X, torch.tensor([0, 3]))]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import numbers
 import random
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from limbeck.errors import UserError
 
 Unpack = Callable[[Any], tuple[Tensor, Tensor]]
 
+BATCHES_OF = "to make batches of single samples, wrap the data set in torch.utils.data.DataLoader"
 _END = object()
 _HELD_OUT = 0  # seed of each pass over validation or test data, so that all passes are the same
 
@@ -135,10 +137,15 @@ def _first_batch(train: Iterable[Any], unpack: Unpack) -> tuple[Tensor, Tensor]:
 def _unpacked(batch: Any, unpack: Unpack, who: str) -> tuple[Tensor, Tensor]:
     pair = unpack(batch)
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
-        kinds = ", ".join(type(part).__name__ for part in pair) if isinstance(pair, (tuple, list)) else pair
+        parts = pair if isinstance(pair, (tuple, list)) else (pair,)
+        sample = any(isinstance(part, numbers.Number) for part in parts)
         raise UserError(
-            f"the {who} loader expected tensors (inputs, labels) in each batch, got ({kinds}); see `unpack`"
+            f"the {who} loader expected tensors (inputs, labels) in each batch, "
+            f"got ({', '.join(type(part).__name__ for part in parts)}); {BATCHES_OF if sample else 'see `unpack`'}"
         )
+    if not all(part.dim() for part in pair):
+        shapes = " and ".join(str(tuple(part.shape)) for part in pair)
+        raise UserError(f"the {who} loader expected batches, got tensors of the shapes {shapes}; {BATCHES_OF}")
     if len(pair[0]) != len(pair[1]):
         raise UserError(
             f"the {who} loader expected as many labels as inputs in a batch, got {len(pair[1])} and {len(pair[0])}"
