@@ -12,6 +12,7 @@ from torch import nn
 from limbeck.config import ModelOptions
 from limbeck.errors import UserError
 from limbeck.models import MODELS, build_model
+from limbeck.models.weights import load_weights
 
 SMALL, LARGE = (1, 8, 8), (3, 32, 32)
 SIZED = ["mlp", "convnet"]
@@ -80,6 +81,16 @@ def test_stages_have_names_and_shapes(name, expected):
     model = build(name, image_shape=(1, 28, 28), depth=3)
     outputs = model.forward_stages(torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)))
     assert {stage: tuple(output.shape) for stage, output in outputs.items()} == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_with_their_file(value, tmp_path):
+    network = build("mlp")
+    broken = {**network.state_dict(), "head.bias": torch.full_like(network.state_dict()["head.bias"], value)}
+    torch.save(broken, tmp_path / "mlp.pth")
+    with pytest.raises(UserError, match=r"mlp.pth: expected finite weights, got NaN or infinity in head.bias; take"):
+        load_weights(tmp_path / "mlp.pth", network, "mlp")
+    assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
 
 
 @pytest.mark.parametrize("name", [*SIZED, "resnet8"])

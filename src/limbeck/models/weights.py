@@ -40,7 +40,7 @@ def load_weights(path: Path, model: Network, name: str) -> str:
         SHA-256 of the file, in hexadecimal digits.
 
     Raises:
-        UserError: The file is missing, damaged or without weights, or they are those of another network.
+        UserError: The file is missing, damaged or without weights, or they are those of another network or not finite.
     """
     try:
         content = path.read_bytes()
@@ -49,7 +49,10 @@ def load_weights(path: Path, model: Network, name: str) -> str:
     tensors = _read_safetensors(content, path) if path.suffix == ".safetensors" else _read_public(content, path)
     expected = model.state_dict()
     _refuse_others(tensors, expected, path, name)
-    model.load_state_dict(_renamed(tensors, name))
+    weights = _renamed(tensors, name)
+    if broken := [key for key, value in weights.items() if not bool(value.double().isfinite().all())]:
+        raise UserError(f"{path}: expected finite weights, got NaN or infinity in {_first(broken)}; take another file")
+    model.load_state_dict(weights)
     return hashlib.sha256(content).hexdigest()
 
 
