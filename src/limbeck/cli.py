@@ -21,6 +21,11 @@ EXIT_BUG = 1
 EXIT_PIPE = 141  # 128 + SIGPIPE: the reader went away, as `| head` does
 EXIT_KEYBOARD = 130  # 128 + SIGINT, as shells have it
 CLI_PACKAGES = ("typer", "click", "rich", "pydantic", "pydantic_core", "yaml", "numpy", "scipy", "safetensors")
+OUR_WORDS = {  # for pydantic's, which typer passes on
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "expected an integer",
+    "Input should be greater than or equal to": "expected at least",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +95,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # click's exceptions, which typer has of its own since 0.26
         context = error.ctx if hasattr(error, "ctx") else None
         command = context.command_path if context else "limbeck"
-        message = error.format_message().replace("Value error, ", "")  # pydantic's words, by way of typer
+        message = error.format_message()
+        for theirs, ours in OUR_WORDS.items():
+            message = message.replace(theirs, ours)
         option = error.option_name if hasattr(error, "option_name") else ""
         sibling = {"--folder": "--run", "--run": "--folder"}.get(option)
         if context and any(sibling in parameter.opts for parameter in context.command.params):
