@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import limbeck
-from limbeck import api
+from limbeck import api_inputs
 from limbeck.config import GKLTerm, KLTerm, OptimizerOptions, SaveOptions, ScheduleOptions, TrainOptions
 from limbeck.engine import run_folder
 from limbeck.errors import Interrupted, UserError
@@ -151,7 +151,7 @@ def killed(monkeypatch, folder, step, **options):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "Reporter", lambda: Hook(kill))
+        patch.setattr(api_inputs, "Reporter", lambda: Hook(kill))
         with pytest.raises(Interrupted, match=r"call limbeck\.fit again with resume=True"):
             distil(folder, **options)
 
@@ -290,7 +290,7 @@ def first_weights(monkeypatch):
         built.append(Net())
         return built[-1]
 
-    monkeypatch.setattr(api, "Reporter", Watching)
+    monkeypatch.setattr(api_inputs, "Reporter", Watching)
     return build, seen
 
 
@@ -333,12 +333,12 @@ def test_the_same_call_goes_on_where_a_comparison_was_stopped(monkeypatch, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "Reporter", lambda: Hook(kill))
+        patch.setattr(api_inputs, "Reporter", lambda: Hook(kill))
         with pytest.raises(Interrupted, match=r"the same call of limbeck.compare continues"):
             compare(tmp_path / "broken")
         done = len(count)
         count.clear()
-        patch.setattr(api, "Reporter", lambda: Hook(count.append))
+        patch.setattr(api_inputs, "Reporter", lambda: Hook(count.append))
         compare(tmp_path / "broken")
     assert (done, len(count)) == (3 * STEPS + 3, 3 * STEPS - 3)
     for seed in (0, 1):

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.config_files import dump, load_recipe
-from limbeck.engine import checkpoint, loop, run_folder, teachers
+from limbeck.engine import checkpoint, loop, run_folder, teachers, validation
 from limbeck.engine import fit as fit_module
 from limbeck.engine.checkpoint import load_checkpoint, save_checkpoint
 from limbeck.engine.evaluate import evaluate
@@ -105,7 +105,7 @@ def test_best_is_the_first_epoch_with_the_largest_validation_accuracy(tmp_path):
 
 
 def test_best_is_the_first_of_equals(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "measure", lambda logits, labels, teacher: {"top1": 0.5, "samples": len(labels)})
+    monkeypatch.setattr(validation, "measure", lambda logits, labels, teacher: {"top1": 0.5, "samples": len(labels)})
     assert fit(recipe(train={"epochs": 3}), tmp_path)["best"]["epoch"] == 1
 
 

@@ -12,7 +12,7 @@ import torch
 from engine_runs import STEPS, Hook, assert_same_run, recipe, student_recipe
 
 from limbeck.engine import fit as fit_module
-from limbeck.engine import loop, results, run_folder
+from limbeck.engine import loop, results, run_folder, validation
 from limbeck.engine.fit import fit
 from limbeck.engine.log import LineFile
 from limbeck.errors import EXIT_INTERRUPTED, Interrupted
@@ -99,7 +99,7 @@ MOMENTS = {
     "after config.yaml is renamed": lambda: patch(Path, "replace", at_call(1, Path.replace, before=False)),
     "before environment.json is renamed": lambda: patch(Path, "replace", at_call(2, Path.replace)),
     "before the first checkpoint": lambda: patch(loop.Trainer, "_optimize", at_call(2, loop.Trainer._optimize)),
-    "between forward and backward": lambda: patch(loop, "_values", at_call(5, loop._values)),
+    "between forward and backward": lambda: patch(torch.Tensor, "backward", at_call(5, torch.Tensor.backward)),
     "between the step and what it observes": lambda: patch(
         torch.optim.SGD, "step", at_call(8, torch.optim.SGD.step, before=False)
     ),
@@ -108,8 +108,8 @@ MOMENTS = {
     "before a checkpoint is renamed": lambda: patch(Path, "replace", at_call(5, Path.replace)),
     "after a checkpoint is renamed": lambda: patch(Path, "replace", at_call(5, Path.replace, before=False)),
     "in the refresh": lambda: patch(ClassPrior, "synchronize", at_call(8, ClassPrior.synchronize, before=False)),
-    "in the validation": lambda: patch(loop, "measure", at_call(1, loop.measure)),
-    "in the validation of the second epoch": lambda: patch(loop, "measure", at_call(3, loop.measure)),
+    "in the validation": lambda: patch(validation, "measure", at_call(1, validation.measure)),
+    "in the validation of the second epoch": lambda: patch(validation, "measure", at_call(3, validation.measure)),
     "while a line is written": lambda: patch(LineFile, "write", half_a_line(LineFile.write)),
     "at the change of the epoch": lambda: patch(
         loop.Trainer, "_keep_best", at_call(1, loop.Trainer._keep_best, before=False)

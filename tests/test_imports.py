@@ -20,13 +20,16 @@ PACKAGE = Path(limbeck.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 COMMAND_LINE = {"__main__", "cli", "commands", "data_commands", "demo", "listings", "present"}
-SETTINGS = {"config", "config_terms", "errors"}
+SETTINGS = {"config", "config_adversary", "config_data", "config_models", "config_terms", "errors"}
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "draws": set(),
-    "config": {"config_terms", "errors"},
+    "config": {"config_adversary", "config_data", "config_models", "config_terms", "errors"},
     "config_terms": set(),
+    "config_data": {"config_terms"},
+    "config_models": {"config_terms"},
+    "config_adversary": {"config_models", "config_terms"},
     "config_errors": SETTINGS,
     "config_files": {"config_errors"} | SETTINGS,
     "config_grid": {"config_files"} | SETTINGS,
@@ -40,11 +43,12 @@ ARROWS: dict[str, set[str]] = {
     "download": {"data_files", "errors"},
     "data": {"data_files", "draws"} | SETTINGS,
     "objectives": {"losses", "functional", "adversary"} | SETTINGS,
-    "engine": {"objectives", "adversary", "models", "data", "config_files", "config_grid"} | SETTINGS,
+    "engine": {"objectives", "adversary", "draws", "models", "data", "config_files", "config_grid"} | SETTINGS,
     "analysis": {"errors"},
     "papers": {"config_files", "errors"},
     "config_arguments": {"config_errors"} | SETTINGS,
-    "api": {"engine", "analysis", "data", "config_arguments"} | SETTINGS,
+    "api": {"api_inputs", "engine", "analysis", "data", "config_arguments"} | SETTINGS,
+    "api_inputs": {"engine", "data", "config_arguments"} | SETTINGS,
     **{
         module: {"engine", "analysis", "papers", "config_files", "config_grid", "data_files", "download"}
         | SETTINGS
@@ -57,6 +61,9 @@ TORCH_NEVER = {"analysis"}
 QUICK = {
     "errors",
     "config",
+    "config_adversary",
+    "config_data",
+    "config_models",
     "config_terms",
     "config_errors",
     "config_files",
@@ -65,7 +72,7 @@ QUICK = {
     "papers",
 } | COMMAND_LINE  # help and errors must answer at once
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
-OPTIONAL = {"scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}  # imported where they are used
+OPTIONAL = {"autoattack", "pyautoattack", "scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}  # imported where they are used
 
 
 class Import(NamedTuple):
@@ -221,6 +228,6 @@ def test_analysis_imports_no_torch():
 
 def test_functions_losses_data_and_models_import_with_torch_alone():
     others = ["pydantic", "yaml", "typer", "rich", "safetensors", "scipy", "sklearn", "mlxtend", "matplotlib", "triton"]
-    rooms = ["functional", "losses", "data", "models"]
+    rooms = ["functional", "losses", "adversary", "data", "models"]
     code = f"sys.modules.update(dict.fromkeys({others}))\nimport " + ", ".join(f"limbeck.{room}" for room in rooms)
     assert "limbeck.models.mlp" in modules_after(code)

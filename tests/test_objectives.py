@@ -17,9 +17,12 @@ from limbeck.config import (
     IKLTerm,
     JSTerm,
     KLTerm,
+    LogitMSETerm,
+    MARTTerm,
     Recipe,
     ReverseKLTerm,
     TeacherOptions,
+    TermOptions,
 )
 from limbeck.losses import ClassPrior
 from limbeck.objectives import Distillation, Supervised, build_objective
@@ -222,13 +225,15 @@ CHANGED = (
     DKLTerm(prior="class", symmetric=True, mse_weight=2.0, ce_weight=3.0, temperature=4.0, scale_by_t2=True),
     IKLTerm(prior="sample", mse_weight=2.0, ce_weight=3.0, prior_temperature=5.0, ramp_epochs=6, normalizer="row"),
     GKLTerm(mse_weight=2.0, ce_weight=3.0, weight_power=0.5, temperature=4.0, prior_temperature=5.0, ramp_epochs=6),
+    MARTTerm(kl_weight=6.0),
+    LogitMSETerm(),
 )
 
 
 @pytest.mark.parametrize("term", CHANGED, ids=lambda term: term.name)
 def test_every_option_reaches_the_loss(term):
     loss = build_divergence(term, CLASSES)
-    for name, value in term.model_dump(exclude={"name", "weight", "warmup_epochs", "decay", "prior"}).items():
+    for name, value in term.model_dump(exclude={*TermOptions.model_fields, "prior"}).items():
         assert getattr(loss, name) == value, name
     if "prior" in type(term).model_fields:
         assert (loss.prior is not None) == (term.prior == "class")

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.report import write_report
+from limbeck.api_inputs import (
+    Inputs,
+    batch_size,
+    device_for,
+    modules,
+    open_data,
+    opened,
+    read_terms,
+    refuse_other_inputs,
+    refuse_unless_resumed,
+    with_counterpart,
+)
 from limbeck.config import SaveOptions, TrainOptions
-from limbeck.config_arguments import Settings, comparison_recipe, read_losses, read_rows, run_recipe
-from limbeck.data.user import first_inputs, first_two, user_data
+from limbeck.config_arguments import Settings, comparison_recipe, read_rows, run_recipe
+from limbeck.data.user import first_two
 from limbeck.engine import run_folder
 from limbeck.engine.compare_given import compare_given
-from limbeck.engine.fit import open_device, train_run
-from limbeck.engine.given import (
-    Given,
-    count_outputs,
-    device_of,
-    fingerprint,
-    load_weights,
-    refuse_what_cannot_train,
-    restored,
-)
-from limbeck.engine.progress import Reporter, open_reporter
-from limbeck.engine.signals import StopRequest
+from limbeck.engine.fit import train_run
+from limbeck.engine.given import Given, load_weights, refuse_what_cannot_train
 from limbeck.engine.students import Students
-from limbeck.engine.teachers import GivenModule, Resources
+from limbeck.engine.teachers import Resources
 from limbeck.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
-    from torch import Tensor
 
     from limbeck.analysis.comparison import Comparison
-    from limbeck.config import OptimizerOptions, ScheduleOptions, Term
+    from limbeck.config import AdversaryOptions, OptimizerOptions, ScheduleOptions
     from limbeck.config_arguments import Loss
-    from limbeck.data import DataBundle
     from limbeck.data.user import Unpack
 
     Teachers = nn.Module | Sequence[nn.Module] | None
@@ -89,16 +88,6 @@ class FitResult:
         return f"{', '.join(['top-1', *shown]) if shown else 'trained'} ({self.folder})".replace("top-1, ", "top-1 ")
 
 
-class _Inputs(NamedTuple):
-    """What both calls are given beside the student: loaders, teachers, device."""
-
-    train: Iterable[Any]
-    val: Iterable[Any] | None
-    test: Iterable[Any] | None
-    unpack: Unpack
-    teachers: list[nn.Module]
-
-
 def fit(
     model: nn.Module,
     train: Iterable[Any],
@@ -107,6 +96,7 @@ def fit(
     *,
     teacher: Teachers = None,
     losses: Loss | None = None,
+    objective: AdversaryOptions | None = None,
     epochs: int = 30,
     optimizer: OptimizerName | OptimizerOptions = "sgd",
     learning_rate: float | None = None,
@@ -138,6 +128,8 @@ def fit(
         losses: A name of `limbeck losses` ("ce" is short for cross-entropy), or a term of `limbeck.config` with
             options, such as `GKLTerm(weight_power=0.3)`; one divergence means cross-entropy beside it. A list means
             exactly its terms. Cross-entropy by default without a teacher.
+        objective: Adversarial training, such as `AdversaryOptions(epsilon=8 / 255)` of `limbeck.config`: divergences
+            draw the logits of attacked images to those of the images. Pixels lie in [0, 1]; the model normalises them.
         epochs: Passes over `train`.
         optimizer: "sgd", "adamw", or all its options.
         learning_rate: The peak; by default 0.05 for "sgd", 0.001 for "adamw", or what the options say.
@@ -167,9 +159,9 @@ def fit(
         >>> run.validation
         1.0
     """
-    inputs = _Inputs(train, val, test, unpack or first_two, _modules(teacher))
-    place = _device(device, model, "model")
-    terms = _losses(losses, inputs.teachers)
+    inputs = Inputs(train, val, test, unpack or first_two, modules(teacher))
+    place = device_for(device, model, "model")
+    terms = read_terms(losses, inputs.teachers, objective)
     refuse_what_cannot_train(model, inputs.teachers)
     run = Path(folder)
     settings = Settings(
@@ -180,13 +172,14 @@ def fit(
         loop or TrainOptions(),
         save or SaveOptions(),
         str(place),
-        _size(train),
+        batch_size(train),
+        objective,
     )
     names = [type(each).__name__ for each in inputs.teachers]
     recipe = run_recipe(settings, terms, teachers=names, seed=seed, title=type(model).__name__)
-    _refuse_unless_resumed(run, resume)
-    with _opened(inputs, place, progress) as (stop, reporter, sources):
-        data = _open_data(inputs, model, place)
+    refuse_unless_resumed(run, resume)
+    with opened(inputs, place, progress) as (stop, reporter, sources):
+        data = open_data(inputs, model, place)
         finished = (run / run_folder.RESULTS).is_file()
         try:
             results = train_run(
@@ -202,7 +195,7 @@ def fit(
         except Interrupted as error:
             raise Interrupted(f"{error}; call limbeck.fit again with resume=True") from error
         if finished:
-            _refuse_other_inputs(run, results, data, sources)
+            refuse_other_inputs(run, results, data, sources)
             load_weights(run / run_folder.WEIGHTS["last"], model, "model")
     model.eval()
     return FitResult(run, results)
@@ -216,6 +209,7 @@ def compare(
     test: Iterable[Any] | None = None,
     *,
     losses: Mapping[str, Loss] | Sequence[Loss],
+    objective: AdversaryOptions | None = None,
     seeds: int = 3,
     baseline: str | None = None,
     epochs: int = 30,
@@ -244,6 +238,7 @@ def compare(
         val: As in `fit`. Reported where there is no `test`.
         test: What is reported.
         losses: Row -> loss, each as in `fit`; or a list of losses, whose rows are called by their names.
+        objective: As in `fit`.
         seeds: Runs per row, of the seeds 0 and on.
         baseline: Row that the paired differences are taken to; by default `kl`, or else the first.
         epochs: As in `fit`, as are `optimizer` to `unpack`.
@@ -278,12 +273,12 @@ def compare(
         raise UserError("`compare` expected images to compare on in `val` or `test`, got neither")
     if seeds < 1:
         raise UserError(f"`seeds` expected at least 1, got {seeds}")
-    inputs = _Inputs(train, val, test, unpack or first_two, _modules(teacher))
+    inputs = Inputs(train, val, test, unpack or first_two, modules(teacher))
     students = Students(student)
     first = students.new(0)
-    place = _device(device, first, "student")
+    place = device_for(device, first, "student")
     refuse_what_cannot_train(first, inputs.teachers)
-    rows = {name: _with_teachers(terms, inputs.teachers) for name, terms in read_rows(losses).items()}
+    rows = {name: with_counterpart(terms, inputs.teachers, objective) for name, terms in read_rows(losses).items()}
     settings = Settings(
         epochs,
         optimizer,
@@ -292,16 +287,17 @@ def compare(
         loop or TrainOptions(),
         save or SaveOptions(),
         str(place),
-        _size(train),
+        batch_size(train),
+        objective,
     )
     names = [type(each).__name__ for each in inputs.teachers]
     title = title or " from ".join([type(first).__name__, *([" and ".join(names)] if names else [])])
     recipe = comparison_recipe(settings, rows, teachers=names, seed=0, title=title, baseline=baseline)
-    with _opened(inputs, place, progress) as (stop, reporter, sources):
-        data = _open_data(inputs, first, place)
+    with opened(inputs, place, progress) as (stop, reporter, sources):
+        data = open_data(inputs, first, place)
         comparison = Path(folder)
         for results in comparison.glob(f"*/setting*/seed*/{run_folder.RESULTS}"):
-            _refuse_other_inputs(comparison, run_folder.read_results(results.parent), data, sources)
+            refuse_other_inputs(comparison, run_folder.read_results(results.parent), data, sources)
         del first  # its weights were looked at, no more
         compare_given(
             recipe,
@@ -316,80 +312,3 @@ def compare(
     if find_spec("matplotlib"):
         write_report(comparison)
     return summarise(comparison)
-
-
-# --- what both calls begin with ---------------------------------------------------------------------------
-
-
-def _modules(teacher: Teachers) -> list[nn.Module]:
-    modules = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
-    for module in modules:
-        if not isinstance(module, nn.Module):
-            raise UserError(f"`teacher` expected a torch.nn.Module, or several, got {type(module).__name__}")
-    return modules
-
-
-def _losses(losses: Loss | None, teachers: Sequence[nn.Module]) -> tuple[Term, ...]:
-    if losses is None and teachers:
-        raise UserError('`teacher` was given, but no loss to learn from it with; pass `losses`, such as losses="gkl"')
-    return _with_teachers(read_losses("ce" if losses is None else losses), teachers)
-
-
-def _with_teachers(terms: tuple[Term, ...], teachers: Sequence[nn.Module]) -> tuple[Term, ...]:
-    """Return the terms, or raise UserError if one of them has nobody to learn from."""
-    divergences = [term.name for term in terms if term.name != "cross_entropy"]
-    if divergences and not teachers:
-        raise UserError(f"the loss `{divergences[0]}` expected a network to learn from in `teacher`, got none")
-    return terms
-
-
-def _device(device: str | torch.device | None, module: nn.Module, who: str) -> torch.device:
-    if not isinstance(module, nn.Module):
-        raise UserError(f"`{who}` expected a torch.nn.Module, got {type(module).__name__}")
-    own = device_of(module, who)
-    return own if device is None else open_device(str(device))
-
-
-def _size(train: Iterable[Any]) -> int:
-    """Return the loader's batch size, for config.yaml; 1 where it does not tell."""
-    size = getattr(train, "batch_size", None)
-    return size if isinstance(size, int) and size > 0 else 1
-
-
-def _refuse_unless_resumed(run: Path, resume: bool) -> None:
-    if not resume and (run / run_folder.CONFIG).is_file():
-        state = "a finished run" if (run / run_folder.RESULTS).is_file() else "an unfinished run"
-        raise UserError(f"{run}: holds {state}; pass resume=True to go on with it, or choose another `folder`")
-
-
-@contextmanager
-def _opened(
-    inputs: _Inputs, device: torch.device, progress: bool
-) -> Iterator[tuple[StopRequest, Reporter, list[GivenModule]]]:
-    """Freeze the teachers, listen for signals and show progress; undo all of it at the end."""
-    reporter = open_reporter() if progress else Reporter()
-    with restored(inputs.teachers), StopRequest() as stop, reporter:
-        for teacher in inputs.teachers:
-            teacher.to(device).eval().requires_grad_(False)
-        yield stop, reporter, [GivenModule(teacher, fingerprint(teacher, "teacher")) for teacher in inputs.teachers]
-
-
-def _open_data(inputs: _Inputs, model: nn.Module, device: torch.device) -> DataBundle:
-    """Return the loaders as a data set of as many classes as the model has outputs, which every teacher must have."""
-    first: Tensor = first_inputs(inputs.train, inputs.unpack).to(device)
-    classes = count_outputs(model.to(device), first, "model")
-    for teacher in inputs.teachers:
-        if (got := count_outputs(teacher, first, "teacher")) != classes:
-            raise UserError(f"`teacher` expected {classes} outputs, as the student has, got {got}")
-    return user_data(inputs.train, inputs.val, inputs.test, unpack=inputs.unpack, num_classes=classes, device=device)
-
-
-def _refuse_other_inputs(
-    run: Path, results: Mapping[str, Any], data: DataBundle, sources: Sequence[GivenModule]
-) -> None:
-    """Raise UserError if a finished run of a folder was made from other loaders or teachers."""
-    teachers = [source.fingerprint for source in sources]
-    if results["data_fingerprint"] != data.fingerprint:
-        raise UserError(f"{run}: holds finished runs of other data; choose another `folder`, or delete it")
-    if results["teacher_fingerprints"] != teachers:
-        raise UserError(f"{run}: holds finished runs of another teacher; choose another `folder`, or delete it")

@@ -1,14 +1,18 @@
 """What a run is made of: frozen models of every option. Imports no torch, so that help and errors answer at once.
 
-YAML and the command line are read in `config_files.py`, the terms of a loss are in `config_terms.py`.
+The terms of a loss are in `config_terms.py`, images in `config_data.py`, networks in `config_models.py`, adversaries
+in `config_adversary.py`; all are names of this module too. YAML and the command line are read in `config_files.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from limbeck.config_adversary import AdversaryOptions, check_terms
+from limbeck.config_data import OWN_TEST, AugmentOptions, DataOptions
+from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
 from limbeck.config_terms import (
     TERMS,
     CrossEntropyTerm,
@@ -19,6 +23,8 @@ from limbeck.config_terms import (
     IKLTerm,
     JSTerm,
     KLTerm,
+    LogitMSETerm,
+    MARTTerm,
     NonNegative,
     Options,
     Positive,
@@ -32,6 +38,7 @@ __all__ = [
     "OWN_TEST",
     "SIZED_MODELS",
     "TERMS",
+    "AdversaryOptions",
     "AugmentOptions",
     "CompareOptions",
     "Contender",
@@ -44,6 +51,8 @@ __all__ = [
     "IKLTerm",
     "JSTerm",
     "KLTerm",
+    "LogitMSETerm",
+    "MARTTerm",
     "ModelOptions",
     "NonNegative",
     "OptimizerOptions",
@@ -61,165 +70,11 @@ __all__ = [
     "did_you_mean",
 ]
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 Fraction100 = Annotated[float, Field(ge=0, le=100)]  # in percent
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # rows become folders and parts of --set paths
-
-
-# --- data -------------------------------------------------------------------------------------------------
-
-
-class AugmentOptions(Options):
-    """Batched augmentations, in this order; each draw is a function of (seed, epoch, sample, name of the draw)."""
-
-    resized_crop: tuple[Positive, Positive] | None = Field(
-        None, description="Smallest and largest share of the area that a random crop, resized to the whole, may have."
-    )
-    crop_padding: Annotated[int, Field(ge=0)] = Field(
-        0, description="Random crop after zero padding by so many pixels."
-    )
-    flip: bool = Field(False, description="Horizontal flip with probability 1/2.")
-    auto_augment: bool = Field(False, description="One of the 25 sub-policies of CIFAR-10's AutoAugment per image.")
-    rand_augment_operations: Annotated[int, Field(ge=0)] = Field(
-        0, description="Operations of RandAugment per image; 0 is off."
-    )
-    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="Strength of RandAugment, of 30.")
-    cutout: Annotated[int, Field(ge=0)] = Field(0, description="Side in pixels of a square set to the mean; 0 is off.")
-    mixup: NonNegative = Field(0.0, description="Alpha of mixup's Beta distribution; 0 is off.")
-    cutmix: NonNegative = Field(0.0, description="Alpha of cutmix's Beta distribution; 0 is off.")
-
-    @model_validator(mode="after")
-    def _areas(self) -> AugmentOptions:
-        if self.resized_crop and not self.resized_crop[0] <= self.resized_crop[1] <= 1:
-            raise ValueError(f"`resized_crop` expected shares that rise, at most 1, got {list(self.resized_crop)}")
-        if self.resized_crop and self.crop_padding:
-            raise ValueError("expected one of `resized_crop` and `crop_padding`, got both")
-        return self
-
-
-OWN_TEST = ("cifar10", "cifar100")  # data sets that come with test images
-DEFAULT_TEST = 0.3
-
-
-class DataOptions(Options):
-    """Which images, and how they are split. Nothing here is drawn from the run's seed: see `split_seed`."""
-
-    name: Literal["digits", "mnist5k", "cifar10", "cifar100", "custom"] = Field(
-        "digits",
-        description="Data set; digits and mnist5k need no download, custom is what `limbeck.fit` was given.",
-    )
-    folder: str | None = Field(
-        None, description="Where the archives of cifar10 and cifar100 lie; null is $LIMBECK_DATA, or ./data."
-    )
-    imbalance: Annotated[float, Field(ge=1)] = Field(
-        1.0,
-        description="Images of the largest class over those of the smallest, training split only; 1 is balanced.",
-    )
-    labels_per_class: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Keep so many training images of the largest class; null keeps all."
-    )
-    validation: Annotated[float, Field(ge=0, lt=0.9)] = Field(
-        0.2, description="Fraction held out of the training part."
-    )
-    test: Annotated[float, Field(gt=0, lt=0.9)] | None = Field(
-        None, description="Fraction kept for testing where the data set has no test images of its own; null is 0.3."
-    )
-    split_seed: Annotated[int, Field(ge=0)] = Field(
-        0, description="Seed of the split, the same for all runs of a comparison."
-    )
-    augment: AugmentOptions = AugmentOptions()
-
-    @property
-    def test_share(self) -> float:
-        """The fraction of the images that is kept for testing; 0 where the test images are others."""
-        return 0.0 if self.name in OWN_TEST else DEFAULT_TEST if self.test is None else self.test
-
-    @model_validator(mode="after")
-    def _own_test_images(self) -> DataOptions:
-        if self.test is not None and self.name in OWN_TEST:
-            raise ValueError(f"`{self.name}` has test images of its own; `test` expected null, got {self.test}")
-        return self
-
-
-# --- networks ---------------------------------------------------------------------------------------------
-
-SIZED_MODELS = ("mlp", "convnet")  # those that have no fixed width and depth
-
-
-class ModelOptions(Options):
-    """A network by name."""
-
-    name: Literal[
-        "mlp",
-        "convnet",
-        "resnet8",
-        "resnet14",
-        "resnet20",
-        "resnet32",
-        "resnet44",
-        "resnet56",
-        "resnet110",
-        "resnet8x4",
-        "resnet32x4",
-        "wrn_16_1",
-        "wrn_16_2",
-        "wrn_40_1",
-        "wrn_40_2",
-        "vgg8",
-        "vgg13",
-        "mobilenet_v2",
-        "shufflenet_v1",
-        "shufflenet_v2",
-        "resnet18_cifar",
-        "resnet50_cifar",
-        "wrn_28_10",
-        "wrn_34_10",
-        "wrn_34_20",
-        "wrn_28_10_swish",
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnext101_32x4d",
-        "mobilenet_v1",
-        "custom",
-    ] = Field("convnet", description="Architecture; custom is the module that `limbeck.fit` was given.")
-    width: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Hidden units (mlp) or channels of the first stage (convnet); null is 16 there."
-    )
-    depth: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Hidden layers (mlp) or stages (convnet); null is 2 there."
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Before the last layer.")
-
-    @model_validator(mode="after")
-    def _sizes(self) -> ModelOptions:
-        if self.name not in SIZED_MODELS and (self.width or self.depth):
-            raise ValueError(f"`width` and `depth` belong to {' and '.join(SIZED_MODELS)}; `{self.name}` has its own")
-        return self
-
-
-class TeacherOptions(Options):
-    """A frozen teacher, by one of `run`, `recipe` and `model`. It sees what the student sees, in eval mode."""
-
-    run: str | None = Field(None, description="Folder of a finished run.")
-    recipe: str | None = Field(
-        None, description="Recipe that trains it, unless there are `weights`; the run is kept and used again."
-    )
-    model: ModelOptions | None = Field(None, description="Network whose `weights` are in a file.")
-    weights: str | None = Field(
-        None, description="File of weights for the network of `recipe` or `model`: .safetensors, or a public .pth."
-    )
-    module: str | None = Field(None, description="Class of the module that `limbeck.fit` was given; not for recipes.")
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> TeacherOptions:
-        sources = (self.run, self.recipe, self.model, self.module)
-        if sum(source is not None for source in sources) != 1:
-            raise ValueError("expected exactly one of `run`, `recipe` and `model`; set the others to null")
-        if self.model is not None and self.weights is None:
-            raise ValueError("`model` expected a file in `weights`; to train one, name its `recipe`")
-        if self.weights is not None and self.recipe is None and self.model is None:
-            raise ValueError("`weights` expected the network of a `recipe` or `model` beside it; a `run` has its own")
-        return self
 
 
 # --- optimisation -----------------------------------------------------------------------------------------
@@ -271,8 +126,12 @@ class TrainOptions(Options):
     device: str = Field("cpu", description="Such as cpu or cuda.")
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads; null keeps torch's choice.")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Decay per step of an averaged copy of the weights."
+        None, description="Decay of an averaged copy of the weights; null keeps none."
     )
+    ema_every: Literal["step", "epoch"] = Field(
+        "step", description="When the average takes in the weights: each step, or each epoch's end."
+    )
+    ema_warmup_epochs: NonNegative = Field(0.0, description="So long the average is the weights themselves.")
     refresh_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = Field(
         "epoch",
         description="When class priors take in what they observed: each epoch, or every so many steps.",
@@ -299,6 +158,9 @@ class Contender(Options):
 
     settings: tuple[tuple[Term, ...], ...] = Field(
         min_length=1, description="Settings to choose from; each is the whole list of loss terms."
+    )
+    adversary: dict[str, Any] = Field(
+        default_factory=dict, description="Options of `adversary` that this row has otherwise."
     )
 
 
@@ -341,7 +203,7 @@ class Recipe(Options):
     """A whole run. `losses` is what `limbeck train` uses; `compare` holds the rows of `limbeck compare`."""
 
     title: str = Field("", description="One line for listings.")
-    task: Literal["supervised", "distill"] = Field("supervised", description="What one batch means.")
+    task: Literal["supervised", "distill", "adversarial"] = Field("supervised", description="What one batch means.")
     protocol: Literal["holdout", "paper"] = Field(
         "holdout",
         description="holdout chooses on a validation split; paper trains on all images, as published tables do, "
@@ -352,6 +214,7 @@ class Recipe(Options):
     model: ModelOptions = ModelOptions()
     teachers: tuple[TeacherOptions, ...] = Field((), description="One or several; a divergence is averaged over them.")
     losses: tuple[Term, ...] = Field((CrossEntropyTerm(),), min_length=1, description="Terms of the objective.")
+    adversary: AdversaryOptions = AdversaryOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
@@ -366,8 +229,13 @@ class Recipe(Options):
         terms = [term for setting in (self.losses, *settings) for term in setting]
         if self.task == "supervised" and any(term.name != "cross_entropy" for term in terms):
             raise ValueError(
-                "task `supervised` knows the loss `cross_entropy` only; set `task: distill` and `teachers`"
+                "task `supervised` knows the loss `cross_entropy` only; set `task: distill` and `teachers`, or "
+                "`task: adversarial`"
             )
+        if self.task == "adversarial":
+            self._check_adversarial()
+        else:
+            self._refuse_adversarial_options(terms)
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
                 "`train.batch_size` expected a multiple of `train.accumulate`, "
@@ -378,7 +246,43 @@ class Recipe(Options):
             raise ValueError("`ramp_epochs` counts refreshes, so it expected `train.refresh_every: epoch`")
         if self.protocol == "paper":
             self._check_paper_protocol()
+        self._refuse_standardising_twice()
         return self
+
+    def _check_adversarial(self) -> None:
+        if self.teachers:
+            raise ValueError("task `adversarial` has no teachers; its second network is `adversary.guide`")
+        if self.data.standardise:
+            raise ValueError(
+                "task `adversarial` moves pixels in [0, 1], so `data.standardise` expected false, got true"
+            )
+        if self.data.augment.mixup or self.data.augment.cutmix:
+            raise ValueError("task `adversarial` expected 0 for `data.augment.mixup` and `cutmix`")
+        check_terms(self.adversary, self.losses)
+        for name, row in self.compare.contenders.items():
+            for setting in row.settings:
+                check_terms(self.adversary_of(name), setting)
+
+    def adversary_of(self, row: str) -> AdversaryOptions:
+        """Return the adversary of a row of the comparison."""
+        changes = self.compare.contenders[row].adversary
+        return AdversaryOptions.model_validate({**self.adversary.model_dump(), **changes})
+
+    def _refuse_adversarial_options(self, terms: Sequence[Term]) -> None:
+        """Raise ValueError for what would be ignored."""
+        if self.data.second_view is not None:
+            raise ValueError(f"`data.second_view` belongs to task `adversarial`, got task `{self.task}`")
+        for term in terms:
+            if term.on != "clean" or term.name == "mart":
+                what = "the loss `mart`" if term.name == "mart" else f"`on: {term.on}`"
+                raise ValueError(f"{what} belongs to task `adversarial`, got task `{self.task}`")
+
+    def _refuse_standardising_twice(self) -> None:
+        """Raise ValueError for a network that standardises pixels itself on images that are standardised already."""
+        networks = [self.model, *(teacher.model for teacher in self.teachers if teacher.model)]
+        twice = [network.name for network in networks if network.name in STANDARDISING_MODELS]
+        if twice and self.data.standardise and self.data.name != "custom":
+            raise ValueError(f"`{twice[0]}` standardises pixels itself, so `data.standardise` expected false, got true")
 
     def _check_paper_protocol(self) -> None:
         if self.data.validation:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import ValidationError
 
 from limbeck.config import (
     TERMS,
+    AdversaryOptions,
     CrossEntropyTerm,
     OptimizerOptions,
     Recipe,
@@ -44,6 +46,7 @@ class Settings(NamedTuple):
     save: SaveOptions
     device: str
     batch_size: int
+    objective: AdversaryOptions | None = None
 
 
 def read_losses(losses: Loss) -> tuple[Term, ...]:
@@ -165,8 +168,10 @@ def _recipe(settings: Settings, rest: Mapping[str, Any]) -> Recipe:
     teachers = tuple({"module": name} for name in rest["teachers"])
     content = {
         **rest,
-        "task": "distill" if teachers else "supervised",
-        "data": {"name": "custom", "validation": 0.0},  # the loaders decide
+        "task": "adversarial" if settings.objective else "distill" if teachers else "supervised",
+        # The loaders decide; attacks have to know that pixels lie in [0, 1].
+        "data": {"name": "custom", "validation": 0.0, "standardise": settings.objective is None},
+        "adversary": settings.objective or AdversaryOptions(),
         "model": {"name": "custom"},
         "teachers": teachers,
         "optimizer": _optimizer(settings),
@@ -187,6 +192,7 @@ def _check_kinds(settings: Settings) -> None:
         "schedule": (str, ScheduleOptions),
         "loop": (TrainOptions,),
         "save": (SaveOptions,),
+        "objective": (AdversaryOptions, NoneType),
     }
     for name, kinds in expected.items():
         value = settings._asdict()[name]

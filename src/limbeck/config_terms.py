@@ -67,6 +67,11 @@ class TermOptions(Options):
     decay: Literal["none", "linear", "cosine"] = Field(
         "none", description="How the factor falls, from the end of the warm-up to 0 after the last epoch."
     )
+    on: Literal["clean", "adversarial", "guide"] = Field(
+        "clean",
+        description="Task adversarial: logits that a cross-entropy reads, or that a divergence draws those of the "
+        "adversarial images to; guide is the second network's, on clean images.",
+    )
 
 
 class CrossEntropyTerm(TermOptions):
@@ -161,7 +166,22 @@ class GKLTerm(TermOptions):
     )
 
 
-DivergenceTerm = KLTerm | ReverseKLTerm | JSTerm | DKLTerm | IKLTerm | GKLTerm
+class MARTTerm(TermOptions):
+    """MART (ICLR 2020): boosted cross-entropy, and KL weighted by the misclassification of the clean image."""
+
+    formula: ClassVar[str] = "−log p_s[y] − log(1 − max p_s[k≠y]) + kl_weight · (1 − p_t[y]) Σ p_t log(p_t / p_s)"
+    name: Literal["mart"] = "mart"
+    kl_weight: NonNegative = Field(5.0, description="Factor of the weighted KL; 5 or 6 in the paper's code.")
+
+
+class LogitMSETerm(TermOptions):
+    """Mean squared difference of logits."""
+
+    formula: ClassVar[str] = "1/C Σ (z_s − z_t)²"
+    name: Literal["logit_mse"] = "logit_mse"
+
+
+DivergenceTerm = KLTerm | ReverseKLTerm | JSTerm | DKLTerm | IKLTerm | GKLTerm | MARTTerm | LogitMSETerm
 Term = Annotated[CrossEntropyTerm | DivergenceTerm, Field(discriminator="name")]
 
 TERMS: dict[str, type[TermOptions]] = {
@@ -172,4 +192,6 @@ TERMS: dict[str, type[TermOptions]] = {
     "dkl": DKLTerm,
     "ikl": IKLTerm,
     "gkl": GKLTerm,
+    "mart": MARTTerm,
+    "logit_mse": LogitMSETerm,
 }

@@ -127,7 +127,10 @@ def plan_runs(recipe: Recipe, folder: Path, entries: Sequence[Entry]) -> tuple[l
 def _job(recipe: Recipe, folder: Path, entry: Entry, sources: tuple[TeacherSource, ...]) -> Job:
     settings = recipe.compare.contenders[entry.row].settings
     which = f", setting {entry.setting}" if len(settings) > 1 else ""
-    student = recipe.model_copy(update={"losses": settings[entry.setting], "compare": CompareOptions()})
+    changes: dict[str, Any] = {"losses": settings[entry.setting], "compare": CompareOptions()}
+    if recipe.task == "adversarial":
+        changes["adversary"] = recipe.adversary_of(entry.row)
+    student = recipe.model_copy(update=changes)
     return Job(folder / entry.folder, student, f"{entry.row}{which}, seed {entry.seed}", entry.seed, sources)
 
 
@@ -159,6 +162,7 @@ def describe(
             entry.row,
             {
                 "settings": [[term.model_dump(mode="json") for term in setting] for setting in settings],
+                "adversary": recipe.compare.contenders[entry.row].adversary,
                 "runs": [[] for _ in settings],
             },
         )
@@ -167,6 +171,7 @@ def describe(
     content = {
         "format": FORMAT,
         "title": recipe.title,
+        "task": recipe.task,
         "protocol": recipe.protocol,
         "rows": rows,
         "contenders": list(recipe.compare.contenders),

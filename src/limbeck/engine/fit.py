@@ -12,6 +12,7 @@ import torch
 from limbeck.config import AugmentOptions
 from limbeck.config_files import load_recipe
 from limbeck.data import Source, steps_per_epoch
+from limbeck.draws import key
 from limbeck.engine import run_folder
 from limbeck.engine.checkpoint import load_checkpoint
 from limbeck.engine.lock import locked
@@ -19,7 +20,13 @@ from limbeck.engine.loop import Trainer
 from limbeck.engine.progress import Reporter
 from limbeck.engine.results import finish
 from limbeck.engine.signals import StopRequest
-from limbeck.engine.teachers import Resources, WeightsFile, refuse_other_shape, refuse_seen_test_images
+from limbeck.engine.teachers import (
+    Resources,
+    WeightsFile,
+    refuse_other_pixels,
+    refuse_other_shape,
+    refuse_seen_test_images,
+)
 from limbeck.errors import Interrupted, UserError
 from limbeck.models import build_model
 
@@ -100,11 +107,20 @@ def train_run(
             if sources is None:
                 sources = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
             teachers = [resources.teacher(source, data, recipe.data) for source in sources]
-            plain = recipe.data.augment == AugmentOptions() and isinstance(data.train, Source)
+            plain = recipe.data.augment == AugmentOptions() and type(data.train) is Source  # all its images, as they are
             recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
             stream = resources.stream(recipe, data)
             trainer = Trainer(
-                recipe, run, model, data, stream, teachers, recorded=recorded, reporter=reporter, stop=stop
+                recipe,
+                run,
+                model,
+                data,
+                stream,
+                teachers,
+                recorded=recorded,
+                guide=_build_guide(recipe, data, device),
+                reporter=reporter,
+                stop=stop,
             )
             if state:
                 trainer.restore(state)
@@ -159,6 +175,16 @@ def _build_student(recipe: Recipe, data: DataBundle) -> Network:
     return model
 
 
+def _build_guide(recipe: Recipe, data: DataBundle, device: torch.device) -> nn.Module | None:
+    """Return the second network of adversarial training, if a term refers to it, from a seed of its own."""
+    options = recipe.adversary.guide
+    if recipe.task != "adversarial" or options is None or all(term.on != "guide" for term in recipe.losses):
+        return None
+    shape = cast("tuple[int, int, int]", data.image_shape)
+    seed = key(recipe.seed, 0, "guide") & 2**63 - 1
+    return _prepare(build_model(options, image_shape=shape, num_classes=data.num_classes, seed=seed), recipe, device)
+
+
 def _prepare(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
     if recipe.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
@@ -175,7 +201,8 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
             f"got {train.batch_size}"
         )
     size = train.batch_size // train.accumulate
-    if size > 1 and (train.drop_last or samples % size != 1):
+    whole = train.drop_last or recipe.data.generated is not None  # all batches are
+    if size > 1 and (whole or samples % size != 1):
         return
     try:
         # A copy, so that the running statistics of the student stay new.
@@ -197,6 +224,7 @@ def _check_teachers(recipe: Recipe, data: DataBundle, device: torch.device, reso
             theirs = resources.data(teacher.data, device)
             refuse_other_shape(theirs.num_classes, theirs.image_shape, data, f"teacher {options.recipe}")
             refuse_seen_test_images(teacher.data, recipe.data, f"teacher {options.recipe}")
+            refuse_other_pixels(teacher.data, recipe.data, f"teacher {options.recipe}")
 
 
 def _teachers(recipe: Recipe) -> tuple[TeacherOptions, ...]:

@@ -10,17 +10,19 @@ import hashlib
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from limbeck.adversary.pgd import AttackNotFinite
 from limbeck.data import Batch
 from limbeck.engine import checkpoint, run_folder
 from limbeck.engine.log import NotFinite, RunLog, RunningMeans
-from limbeck.engine.metrics import NotFiniteLogits, accuracy_by_teacher_score, measure, predict
+from limbeck.engine.metrics import NotFiniteLogits, predict
 from limbeck.engine.optimizer import WeightAverage, build_optimizer
 from limbeck.engine.schedule import learning_rate_factor
-from limbeck.errors import Diverged, Interrupted
+from limbeck.engine.validation import Split, Validator, best_by
+from limbeck.errors import Diverged, Interrupted, UserError
 from limbeck.objectives import build_objective
 
 if TYPE_CHECKING:
@@ -34,9 +36,8 @@ if TYPE_CHECKING:
     from limbeck.engine.progress import Reporter
     from limbeck.engine.signals import StopRequest
     from limbeck.engine.teachers import Teacher
+    from limbeck.objectives import Batch as ObjectiveBatch
     from limbeck.objectives import Outcome
-
-BEST_BY = "top1"  # of the validation split; the first of equals
 
 
 class Trainer:
@@ -50,6 +51,7 @@ class Trainer:
         stream: Its training batches.
         teachers: For the task `distill`.
         recorded: The teachers' logits on the training images, if no augmentation makes other views of them.
+        guide: Second network that trains, for the task `adversarial`.
         reporter: Whom to tell.
         stop: Says when to stop early.
     """
@@ -63,7 +65,8 @@ class Trainer:
         stream: Stream,
         teachers: Sequence[Teacher],
         *,
-        recorded: Sequence[Tensor],
+        recorded: Sequence[Tensor] = (),
+        guide: nn.Module | None = None,
         reporter: Reporter,
         stop: StopRequest,
     ) -> None:
@@ -73,11 +76,11 @@ class Trainer:
         self.epochs = recipe.train.epochs
         self.stream, self.steps_per_epoch = stream, stream.steps_per_epoch
         networks = [teacher.model for teacher in teachers]
-        self.objective = build_objective(recipe, model, networks, data.num_classes, recorded)
+        self.objective = build_objective(recipe, model, networks, data.num_classes, recorded, guide)
         self.objective.to(self.device)
-        self.optimizer = build_optimizer(model, recipe.optimizer)
-        ema_decay = recipe.train.ema_decay
-        self.average = None if ema_decay is None else WeightAverage(model, ema_decay)
+        self.optimizer = build_optimizer(self.objective, recipe.optimizer)
+        self.average = self._build_average()
+        self.validator = Validator(recipe, data, teachers, self.predict)
         self.means = RunningMeans(tuple(self.objective.terms))
         self.epoch, self.step_in_epoch, self.step = 1, 0, 0
         self.best: dict[str, Any] | None = None
@@ -85,6 +88,19 @@ class Trainer:
         self.seconds = 0.0  # of training, over all sessions
         self.saved_step: int | None = None
         self.log_lengths: dict[str, int] = {}
+
+    def _build_average(self) -> WeightAverage | None:
+        train = self.recipe.train
+        if train.ema_decay is None:
+            return None
+        warmup = round(train.ema_warmup_epochs * self.steps_per_epoch)
+        return WeightAverage(self.model, train.ema_decay, warmup_steps=warmup, constant=train.ema_every == "epoch")
+
+    @property
+    def candidate(self) -> nn.Module:
+        """The weights that validation looks at: in adversarial training the averaged ones, if there are some."""
+        averaged = self.recipe.task == "adversarial" and self.average is not None
+        return self.average.model if averaged and self.average else self.model
 
     @property
     def steps(self) -> int:
@@ -122,7 +138,8 @@ class Trainer:
         """Yield what is left of the epoch."""
         for batch in self.stream.batches(self.epoch, self.step_in_epoch):
             if self.recipe.train.channels_last:
-                yield replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
+                second = None if batch.second is None else _channels_last(batch.second)
+                yield replace(batch, images=_channels_last(batch.images), second=second)
             else:
                 yield batch
 
@@ -132,27 +149,44 @@ class Trainer:
         self.step_in_epoch += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        seen, values = [], []
-        with self.objective.around_step(batch):
+        parts = [self._prepared(part) for part in self._micro_batches(batch)]
+        shares = [len(part.labels) / len(batch.labels) for part in parts]
+
+        outcomes: list[Outcome] = []
+
+        def accumulate_gradient() -> None:
+            outcomes[:] = [self._backward(part, share) for part, share in zip(parts, shares, strict=True)]
+
+        with self.objective.around_step(accumulate_gradient):
             self.optimizer.zero_grad()
-            for part in self._micro_batches(batch):
-                share = len(part.labels) / len(batch.labels)
-                with self._autocast():
-                    outcome = self.objective(part)
-                (share * outcome.loss).backward()
-                seen.append((part, outcome))
-                values.append(share * _values(part, outcome))
+            accumulate_gradient()
             if self.recipe.optimizer.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+                torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.recipe.optimizer.clip_norm)
             self.optimizer.step()
-        for part, outcome in seen:
+        for part, outcome in zip(parts, outcomes, strict=True):
             self.objective.after_step(part, outcome)
         # At a fixed cadence, not before a save: sums over ranks depend on where they are cut, and saving must not.
         self.objective.synchronize()
-        if self.average is not None:
+        if self.average is not None and self.recipe.train.ema_every == "step":
             self.average.update(self.step)
+        values = [share * _values(part, outcome) for share, part, outcome in zip(shares, parts, outcomes, strict=True)]
         self.means.add(self.step, len(batch.labels), sum(values[1:], start=values[0]))
         self.reporter.step(self.step, len(batch.labels))
+
+    def _prepared(self, part: Batch) -> ObjectiveBatch:
+        try:
+            with self._autocast():
+                return self.objective.prepare(part)
+        except AttackNotFinite as error:
+            raise NotFinite("attack", self.step) from error
+        except ValueError as error:  # such as pixels outside of [0, 1]
+            raise UserError(str(error)) from error
+
+    def _backward(self, part: ObjectiveBatch, share: float) -> Outcome:
+        with self._autocast():
+            outcome: Outcome = self.objective(part)
+        (share * outcome.loss).backward()  # type: ignore[no-untyped-call]
+        return outcome
 
     def _learning_rate(self) -> float:
         factor = learning_rate_factor(
@@ -166,7 +200,11 @@ class Trainer:
         size = self.recipe.train.batch_size // self.recipe.train.accumulate
         whole = (batch.images, batch.labels, batch.indices)
         pieces = zip(*(torch.split(tensor, size) for tensor in whole), strict=True)
-        return [Batch(images, labels, indices, batch.step) for images, labels, indices in pieces]
+        parts = [Batch(images, labels, indices, batch.step) for images, labels, indices in pieces]
+        if batch.second is None:
+            return parts
+        views = torch.split(batch.second, size)
+        return [replace(part, second=view) for part, view in zip(parts, views, strict=True)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.train.precision == "fp32":
@@ -196,10 +234,15 @@ class Trainer:
         """Refresh the losses, look at the validation split, keep the best weights, and save if it is time."""
         if self.recipe.train.refresh_every == "epoch":
             self.objective.refresh()
+        if self.average is not None and self.recipe.train.ema_every == "epoch":
+            self.average.update(self.epoch)
         means = self.means.take("epoch")
         self._check_weights()
         line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
-        line |= {"train": {"loss": means["loss"], "top1": means["top1"]}, **self._validate()}
+        line |= {
+            "train": {"loss": means["loss"], "top1": means["top1"]},
+            **self.validator.look(self.candidate, self.average),
+        }
         self.log.write(line, self._timing())
         self.reporter.epoch(line, self.epochs)
         self._keep_best(line)
@@ -230,28 +273,7 @@ class Trainer:
         seconds = time.monotonic() - self.started
         return {"seconds": seconds, "steps_per_second": self.step / max(seconds, 1e-9)}
 
-    def _validate(self) -> dict[str, Any]:
-        """Return the metrics of the validation split, of the averaged weights too, by key of the epoch's line."""
-        source = self.data.validation
-        if self.recipe.protocol == "paper":
-            return {"validation": None, "test": self._test()}
-        if not len(source):
-            return {"validation": None} | ({} if self.average is None else {"ema_validation": None})
-        teacher_logits = self.teachers[0].validation_logits if self.teachers else None
-        logits, labels = self.predict("validation"), source.labels.cpu()
-        lines: dict[str, Any] = {"validation": measure(logits, labels, teacher_logits)}
-        if self.average is not None:
-            lines["ema_validation"] = measure(self.predict("validation", self.average.model), labels, teacher_logits)
-        if teacher_logits is not None:
-            lines["accuracy_by_teacher_score"] = accuracy_by_teacher_score(logits, labels, teacher_logits)
-        return lines
-
-    def _test(self) -> dict[str, Any]:
-        """Return the metrics on the test split, which the papers' tables look at after each epoch."""
-        targets = self.teachers[0].test_logits if self.teachers else None
-        return measure(self.predict("test"), self.data.test.labels.cpu(), targets)
-
-    def predict(self, split: Literal["validation", "test"], model: nn.Module | None = None) -> Tensor:
+    def predict(self, split: Split, model: nn.Module | None = None) -> Tensor:
         """Return the logits on a split, of the student unless another model is given; float32 `(N, C)` on the CPU.
 
         Raises:
@@ -264,11 +286,11 @@ class Trainer:
             raise Diverged(self._divergence(NotFinite(f"logits of the {split} split", self.step))) from error
 
     def _keep_best(self, line: Mapping[str, Any]) -> None:
-        validation, test = line["validation"], line.get("test")
-        if test and (self.optimistic is None or test[BEST_BY] > self.optimistic["test"][BEST_BY]):
+        validation, test, by = line["validation"], line.get("test"), best_by(self.recipe)
+        if test and (self.optimistic is None or test[by] > self.optimistic["test"][by]):
             self.optimistic = {"epoch": self.epoch, "test": test}
-        if validation and (self.best is None or validation[BEST_BY] > self.best["validation"][BEST_BY]):
-            weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        if validation and (self.best is None or validation[by] > self.best["validation"][by]):
+            weights = {name: value.detach().cpu().clone() for name, value in self.candidate.state_dict().items()}
             self.best = {"epoch": self.epoch, "validation": validation, "weights": weights}
 
     # --- the state --------------------------------------------------------------------------------------------
@@ -291,6 +313,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "losses": self.objective.losses.state_dict(),
+            "guide": None if self.objective.guide is None else self.objective.guide.state_dict(),
             "average": None if self.average is None else self.average.model.state_dict(),
             "random": checkpoint.random_state(self.device),
             "means": means,
@@ -314,6 +337,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.losses.load_state_dict(state["losses"])
+        if self.objective.guide is not None:
+            self.objective.guide.load_state_dict(state["guide"])
         if self.average is not None:
             self.average.model.load_state_dict(state["average"])
         checkpoint.restore_random_state(state["random"], self.device)
@@ -331,7 +356,8 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Raise NotFinite if a weight or a running statistic is not finite, though every loss so far was."""
-        models = [self.model] if self.average is None else [self.model, self.average.model]
+        models = [self.model, *([self.objective.guide] if self.objective.guide is not None else [])]
+        models += [] if self.average is None else [self.average.model]
         tensors = [tensor for model in models for tensor in model.state_dict().values()]
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
             raise NotFinite("weights", self.step)
@@ -357,13 +383,17 @@ class Trainer:
         return f"smaller factors of this term, {listed}: the learning rate has changed nothing before this step"
 
 
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def _shapes(model: nn.Module) -> str:
     """Return the SHA-256 of the names and shapes of a state, which a user's own module may change unseen."""
     shapes = [f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items()]
     return hashlib.sha256("\n".join(shapes).encode()).hexdigest()
 
 
-def _values(batch: Batch, outcome: Outcome) -> Tensor:
+def _values(batch: ObjectiveBatch, outcome: Outcome) -> Tensor:
     """Return what `RunningMeans` adds up, on the device: the loss, its parts, the fraction of correct predictions."""
     labels = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(dim=1)  # mixed: the larger share
     correct = (outcome.logits.detach().argmax(dim=1) == labels).float().mean()

@@ -15,7 +15,7 @@ FUSED_DEVICES = ("cpu", "cuda")  # one kernel for all parameters; on a small net
 
 
 def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """Return the optimizer of a model that is already on its device.
+    """Return the optimizer of all parameters of a module that is already on its device.
 
     With `decay_norms_and_biases` off, weight decay reaches parameters of two and more dimensions only.
     """
@@ -46,25 +46,34 @@ def _parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[
 
 
 class WeightAverage:
-    """Exponential moving average of a model's parameters and buffers.
+    """Exponential moving average of a model's parameters and buffers; integer buffers, BatchNorm's counter, are copied.
 
-    The decay of step s is `min(decay, (1 + s) / (10 + s))`: otherwise the untrained weights would weigh on short
-    runs. Integer buffers, such as BatchNorm's counter, are copied.
+    Over steps, the s-th after the warm-up has the decay `min(decay, (1 + s) / (10 + s))`: otherwise the untrained
+    weights would weigh on short runs. Over epochs' ends, the average begins as the first one's weights and the decay
+    is constant: what averaging a file of each epoch comes to, as the GKL authors do, with one copy in their place.
 
     Args:
         model: What is averaged; its own tensors are never written to.
-        decay: Decay per step, in [0, 1).
+        decay: Decay, in [0, 1).
+        warmup_steps: So many updates the average is the weights themselves.
+        constant: Whether the decay is the same at every update after the first.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, *, warmup_steps: int = 0, constant: bool = False) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay, self.warmup_steps, self.constant = decay, warmup_steps, constant
         self._pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
 
+    def _decay(self, update: int) -> float:
+        if self.constant:
+            return 0.0 if update == 1 else self.decay
+        step = update - self.warmup_steps
+        return min(self.decay, (1 + step) / (10 + step)) if step > 0 else 0.0
+
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the model, after optimizer step `step` (from 1)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self, number: int) -> None:
+        """Move the average towards the model; updates are counted from 1."""
+        decay = self._decay(number)
         averages = [average for average, _ in self._pairs if average.is_floating_point()]
         current = [value for _, value in self._pairs if value.is_floating_point()]
         torch._foreach_lerp_(averages, current, 1 - decay)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import save as save_safetensors
 
 from limbeck.engine import run_folder
-from limbeck.engine.metrics import EVALUATION_BATCH, measure
+from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.run_folder import atomic_file, write_json
 from limbeck.models import Network
 
@@ -39,18 +39,38 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         "optimistic": trainer.optimistic,
         "teachers": [teacher.metrics for teacher in trainer.teachers],
     }
+    networks = {"last": trainer.model}
     if trainer.best is not None:
-        best = copy.deepcopy(trainer.model)
+        networks["best"] = best = copy.deepcopy(trainer.model)
         best.load_state_dict(trainer.best["weights"])
         _write_weights(run / run_folder.WEIGHTS["best"], trainer.best["weights"])
         results["best"] = _evaluation(trainer, best, trainer.best["epoch"])
     if trainer.average is not None:
-        _write_weights(run / run_folder.WEIGHTS["ema"], trainer.average.model.state_dict())
-        results["ema"] = _evaluation(trainer, trainer.average.model, trainer.epochs)
+        networks["ema"] = average = trainer.average.model
+        _write_weights(run / run_folder.WEIGHTS["ema"], average.state_dict())
+        results["ema"] = _evaluation(trainer, average, trainer.epochs)
+    shown = last
+    if trainer.recipe.task == "adversarial":
+        results["adversary"] = trainer.recipe.adversary.model_dump(mode="json")
+        results["reported"] = which = _reported(trainer)
+        if len(trainer.data.test):
+            shown = trainer.predict("test", networks[which])
+            results["robustness"] = None
     with atomic_file(run / run_folder.PREDICTIONS) as file:
-        np.savez(file, allow_pickle=False, **_predictions(trainer, last))
+        np.savez(file, allow_pickle=False, **_predictions(trainer, networks[results.get("reported", "last")], shown))
     write_json(run / run_folder.RESULTS, results)
     return results
+
+
+def _reported(trainer: Trainer) -> Literal["last", "best", "ema"]:
+    """Return which weights a run of adversarial training stands for.
+
+    Those of the best robust validation accuracy, because robust overfitting is the rule (Rice et al., 2020); without
+    a validation split the averaged ones, as the GKL paper has it, or else the last.
+    """
+    if trainer.best is not None:
+        return "best"
+    return "ema" if trainer.average is not None else "last"
 
 
 def _description(trainer: Trainer) -> dict[str, Any]:
@@ -77,14 +97,8 @@ def _description(trainer: Trainer) -> dict[str, Any]:
 
 def _evaluation(trainer: Trainer, model: nn.Module, epoch: int, test_logits: Tensor | None = None) -> dict[str, Any]:
     """Return `{"epoch", "validation", "test"}` of the weights in `model`."""
-    data, teacher = trainer.data, trainer.teachers[0] if trainer.teachers else None
-    validation = test = None
-    if len(data.validation):
-        targets = teacher.validation_logits if teacher else None
-        validation = measure(trainer.predict("validation", model), data.validation.labels, targets)
-    if len(data.test):
-        logits = trainer.predict("test", model) if test_logits is None else test_logits
-        test = measure(logits, data.test.labels, teacher.test_logits if teacher else None)
+    validation = trainer.validator.measure("validation", model) if len(trainer.data.validation) else None
+    test = trainer.validator.measure("test", model, test_logits) if len(trainer.data.test) else None
     return {"epoch": epoch, "validation": validation, "test": test}
 
 
@@ -95,19 +109,19 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
         file.write(content)
 
 
-def _predictions(trainer: Trainer, test_logits: Tensor) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of predictions.npz, made with the last weights."""
+def _predictions(trainer: Trainer, model: nn.Module, test_logits: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of predictions.npz, made with the weights that are reported."""
     data, teacher = trainer.data, trainer.teachers[0] if trainer.teachers else None
     arrays = {
         "test_logits": test_logits,
         "test_labels": data.test.labels,
-        "validation_logits": trainer.predict("validation") if len(data.validation) else test_logits[:0],
+        "validation_logits": trainer.predict("validation", model) if len(data.validation) else test_logits[:0],
         "validation_labels": data.validation.labels,
         "train_class_counts": data.class_counts,
         "class_means": class_means(test_logits, data.test.labels.cpu()),
     }
-    if isinstance(trainer.model, Network) and len(data.test):
-        arrays["test_features"] = _features(trainer.model, data.test)
+    if isinstance(model, Network) and len(data.test):
+        arrays["test_features"] = _features(model, data.test)
     prior = trainer.objective.class_prior()
     if prior is not None:
         arrays["prior"] = prior

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limbeck.objectives.adversarial import Adversarial
 from limbeck.objectives.distill import Distillation
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from limbeck.config import Recipe
 
-__all__ = ["Batch", "Distillation", "Outcome", "Supervised", "build_objective"]
+__all__ = ["Adversarial", "Batch", "Distillation", "Outcome", "Supervised", "build_objective"]
 
 
 def build_objective(
@@ -23,15 +24,17 @@ def build_objective(
     teachers: Sequence[nn.Module],
     num_classes: int,
     recorded: Sequence[Tensor] = (),
+    guide: nn.Module | None = None,
 ) -> Supervised:
     """Return the objective of a recipe's task.
 
     Args:
-        recipe: Its `task`, `losses` and `train.epochs` are read.
+        recipe: Its `task`, `losses`, `adversary`, `train.epochs` and `seed` are read.
         student: The network that trains.
-        teachers: Networks to learn from; they are frozen here. Not looked at by the task `supervised`.
+        teachers: Networks to learn from; they are frozen here. For the task `distill`.
         num_classes: C.
         recorded: See `Distillation`.
+        guide: See `Adversarial`.
     """
     match recipe.task:
         case "supervised":
@@ -44,4 +47,14 @@ def build_objective(
                 epochs=recipe.train.epochs,
                 num_classes=num_classes,
                 recorded=recorded,
+            )
+        case "adversarial":
+            return Adversarial(
+                student,
+                recipe.losses,
+                recipe.adversary,
+                epochs=recipe.train.epochs,
+                num_classes=num_classes,
+                seed=recipe.seed,
+                guide=guide,
             )

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.config import CrossEntropyTerm
-from limbeck.losses import ClassPrior
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 from limbeck.objectives.terms import build_divergence, cross_entropy
 
@@ -82,28 +81,8 @@ class Distillation(Supervised):
     def _per_teacher(self, name: str) -> list[DivergenceLoss]:
         return list(cast("Iterable[DivergenceLoss]", self.losses[name]))
 
-    def _all_losses(self) -> list[DivergenceLoss]:
-        return [loss for name in self.losses for loss in self._per_teacher(name)]
-
     def after_step(self, batch: Batch, outcome: Outcome) -> None:
         """Let every loss observe its teacher's logits and the labels, soft ones as they are."""
         for name in self.losses:
             for loss, target in zip(self._per_teacher(name), outcome.target_logits, strict=True):
                 loss.observe(target, batch.labels)
-
-    def synchronize(self) -> None:
-        """Sum the losses' statistics over the ranks (a collective)."""
-        for loss in self._all_losses():
-            loss.synchronize()
-
-    def refresh(self) -> None:
-        """Let the losses use what they observed (a collective)."""
-        for loss in self._all_losses():
-            loss.refresh()
-
-    def class_prior(self) -> Tensor | None:
-        """Return the class prior `(C, C)` of the first term that has one, for the first teacher, or None."""
-        for module in self.losses.modules():
-            if isinstance(module, ClassPrior):
-                return module.prior
-        return None

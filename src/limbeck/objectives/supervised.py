@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from limbeck.config import CrossEntropyTerm
+from limbeck.losses import ClassPrior, DivergenceLoss
 from limbeck.objectives.terms import cross_entropy, part_names, term_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from limbeck.config import Term
 
@@ -63,7 +64,8 @@ class Supervised(nn.Module):
         super().__init__()
         self.student = student
         self.terms = dict(zip(part_names(terms), terms, strict=True))
-        self.losses = nn.ModuleDict()  # what has a state beyond the student's; empty here
+        self.losses = nn.ModuleDict()  # of the divergences; some have a memory
+        self.guide: nn.Module | None = None  # a second network that trains
         self.epochs = epochs
         self.set_epoch(1)
 
@@ -85,19 +87,34 @@ class Supervised(nn.Module):
         weighted = [self.weights[name] * value for name, value in parts.items()]
         return sum(weighted[1:], start=weighted[0])
 
-    def around_step(self, batch: Batch) -> AbstractContextManager[None]:
-        """Return what must span forward, backward and step; nothing here."""
+    def prepare(self, batch: Batch) -> Batch:
+        """Return what `forward` takes; an objective that attacks the images does it here."""
+        return batch
+
+    def around_step(self, accumulate_gradient: Callable[[], None]) -> AbstractContextManager[None]:
+        """Return what must span forward, backward and step; nothing here.
+
+        Args:
+            accumulate_gradient: Adds the gradient of the whole step's loss to the parameters'.
+        """
         return nullcontext()
 
     def after_step(self, batch: Batch, outcome: Outcome) -> None:
         """Take in what a step has shown; nothing here."""
 
     def synchronize(self) -> None:
-        """Sum statistics over the ranks (a collective); nothing here."""
+        """Sum the losses' statistics over the ranks (a collective)."""
+        for loss in self._divergences():
+            loss.synchronize()
 
     def refresh(self) -> None:
-        """Let the losses use what they observed (a collective); nothing here."""
+        """Let the losses use what they observed (a collective)."""
+        for loss in self._divergences():
+            loss.refresh()
+
+    def _divergences(self) -> Iterator[DivergenceLoss]:
+        return (module for module in self.losses.modules() if isinstance(module, DivergenceLoss))
 
     def class_prior(self) -> Tensor | None:
-        """Return the class prior `(C, C)` of the first term that has one, or None."""
-        return None
+        """Return the class prior `(C, C)` of the first term that has one, for the first teacher, or None."""
+        return next((module.prior for module in self.losses.modules() if isinstance(module, ClassPrior)), None)

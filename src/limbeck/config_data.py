@@ -1,0 +1,102 @@
+"""Which images a run sees, and how they are augmented. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from limbeck.config_terms import NonNegative, Options, Positive
+
+
+class AugmentOptions(Options):
+    """Batched augmentations, in this order; each draw is a function of (seed, epoch, sample, name of the draw)."""
+
+    resized_crop: tuple[Positive, Positive] | None = Field(
+        None, description="Smallest and largest share of the area that a random crop, resized to the whole, may have."
+    )
+    crop_padding: Annotated[int, Field(ge=0)] = Field(
+        0, description="Random crop after zero padding by so many pixels."
+    )
+    flip: bool = Field(False, description="Horizontal flip with probability 1/2.")
+    auto_augment: bool = Field(False, description="One of the 25 sub-policies of CIFAR-10's AutoAugment per image.")
+    rand_augment_operations: Annotated[int, Field(ge=0)] = Field(
+        0, description="Operations of RandAugment per image; 0 is off."
+    )
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="Strength of RandAugment, of 30.")
+    cutout: Annotated[int, Field(ge=0)] = Field(0, description="Side in pixels of a square set to the mean; 0 is off.")
+    mixup: NonNegative = Field(0.0, description="Alpha of mixup's Beta distribution; 0 is off.")
+    cutmix: NonNegative = Field(0.0, description="Alpha of cutmix's Beta distribution; 0 is off.")
+
+    @model_validator(mode="after")
+    def _areas(self) -> AugmentOptions:
+        if self.resized_crop and not self.resized_crop[0] <= self.resized_crop[1] <= 1:
+            raise ValueError(f"`resized_crop` expected shares that rise, at most 1, got {list(self.resized_crop)}")
+        if self.resized_crop and self.crop_padding:
+            raise ValueError("expected one of `resized_crop` and `crop_padding`, got both")
+        return self
+
+
+OWN_TEST = ("cifar10", "cifar100")  # data sets that come with test images
+DEFAULT_TEST = 0.3
+
+
+class DataOptions(Options):
+    """Which images, and how they are split. Nothing here is drawn from the run's seed: see `split_seed`."""
+
+    name: Literal["digits", "mnist5k", "cifar10", "cifar100", "custom"] = Field(
+        "digits",
+        description="Data set; digits and mnist5k need no download, custom is what `limbeck.fit` was given.",
+    )
+    folder: str | None = Field(
+        None, description="Where the archives of cifar10 and cifar100 lie; null is $LIMBECK_DATA, or ./data."
+    )
+    imbalance: Annotated[float, Field(ge=1)] = Field(
+        1.0,
+        description="Images of the largest class over those of the smallest, training split only; 1 is balanced.",
+    )
+    labels_per_class: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Keep so many training images of the largest class; null keeps all."
+    )
+    validation: Annotated[float, Field(ge=0, lt=0.9)] = Field(
+        0.2, description="Fraction held out of the training part."
+    )
+    test: Annotated[float, Field(gt=0, lt=0.9)] | None = Field(
+        None, description="Fraction kept for testing where the data set has no test images of its own; null is 0.3."
+    )
+    split_seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="Seed of the split, the same for all runs of a comparison."
+    )
+    augment: AugmentOptions = AugmentOptions()
+    second_view: AugmentOptions | None = Field(
+        None, description="Task adversarial: each batch has a second view of its images, augmented so; null has none."
+    )
+    standardise: bool = Field(
+        True,
+        description="Subtract each channel's mean and divide by its deviation; off leaves pixels in [0, 1], as attacks "
+        "expect them.",
+    )
+    generated: str | None = Field(
+        None, description="File .npz of generated images, `image` (N, H, W, C) uint8 and `label` (N,); null has none."
+    )
+    generated_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.7, description="Share of generated images in each batch, where there are some."
+    )
+
+    @property
+    def test_share(self) -> float:
+        """The fraction of the images that is kept for testing; 0 where the test images are others."""
+        return 0.0 if self.name in OWN_TEST else DEFAULT_TEST if self.test is None else self.test
+
+    @model_validator(mode="after")
+    def _own_test_images(self) -> DataOptions:
+        if self.test is not None and self.name in OWN_TEST:
+            raise ValueError(f"`{self.name}` has test images of its own; `test` expected null, got {self.test}")
+        return self
+
+    @model_validator(mode="after")
+    def _images_alone(self) -> DataOptions:
+        views = [self.augment, *([self.second_view] if self.second_view else [])]
+        if (self.second_view or self.generated) and any(view.mixup or view.cutmix for view in views):
+            raise ValueError("`mixup` and `cutmix` expected 0 beside `second_view` and `generated`")
+        return self

@@ -1,0 +1,53 @@
+"""Robust accuracy by PGD, quick enough for every epoch. What is published is measured in `robustness.py`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from limbeck.adversary.attack_losses import cross_entropy
+from limbeck.adversary.pgd import pgd
+from limbeck.engine.metrics import EVALUATION_BATCH
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limbeck.config import AdversaryOptions
+    from limbeck.data import Samples
+
+STEP_RATIO = 0.25  # of the radius: 2/255 at 8/255
+SEED = 0  # the same starts each epoch, so that epochs differ by their weights alone
+
+
+def robust_accuracy(model: nn.Module, source: Samples, options: AdversaryOptions) -> float:
+    """Return the share of the samples that a network in eval mode gets right after PGD on the labels' cross-entropy.
+
+    Args:
+        model: The network; its modes are as before afterwards.
+        source: Images with pixels in [0, 1].
+        options: `norm`, `epsilon` and `validation_steps` are read. The start is uniform, the last iterate counts.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    correct, first = [], 0
+    labels = source.labels
+    for images in source.batches(EVALUATION_BATCH):
+        there = slice(first, first := first + len(images))
+        theirs = labels[there].to(images.device)
+        adversarial = pgd(
+            model,
+            images,
+            cross_entropy(theirs),
+            epsilon=options.epsilon,
+            steps=options.validation_steps,
+            step_size=STEP_RATIO * options.epsilon,
+            norm=options.norm,
+            seed=SEED,
+            indices=torch.arange(there.start, there.stop, device=images.device),
+        )
+        with torch.no_grad():
+            correct.append(model(adversarial).argmax(dim=1) == theirs)
+    for part, training in modes:
+        part.training = training
+    return torch.cat(correct).double().mean().item()

@@ -1,0 +1,86 @@
+"""What is measured after each epoch, and of the finished weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from limbeck.engine.metrics import accuracy_by_teacher_score, measure
+from limbeck.engine.robust_accuracy import robust_accuracy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+
+    from limbeck.config import Recipe
+    from limbeck.data import DataBundle
+    from limbeck.engine.optimizer import WeightAverage
+    from limbeck.engine.teachers import Teacher
+
+Split = Literal["validation", "test"]
+
+
+def best_by(recipe: Recipe) -> str:
+    """Return the metric of the validation split that the best epoch is chosen by; the first of equals."""
+    return "robust" if recipe.task == "adversarial" else "top1"
+
+
+class Validator:
+    """Metrics on the validation and test splits of a run.
+
+    Args:
+        recipe: Of the run.
+        data: Its data.
+        teachers: Its teachers; the agreement is with the first.
+        predict: Returns the logits of a network on a split, or raises.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: DataBundle,
+        teachers: Sequence[Teacher],
+        predict: Callable[[Split, nn.Module], Tensor],
+    ) -> None:
+        self.recipe, self.data, self.predict = recipe, data, predict
+        self.teacher = teachers[0] if teachers else None
+
+    def look(self, model: nn.Module, average: WeightAverage | None) -> dict[str, Any]:
+        """Return the metrics of the epoch's line, by key.
+
+        Args:
+            model: What the run would be known for if it ended now.
+            average: Averaged weights, which have a line of their own outside of adversarial training.
+        """
+        adversarial = self.recipe.task == "adversarial"
+        if self.recipe.protocol == "paper":
+            return {"validation": None, "test": self.measure("test", model)}
+        if not len(self.data.validation):
+            return {"validation": None} | ({} if average is None or adversarial else {"ema_validation": None})
+        logits = self.predict("validation", model)
+        lines: dict[str, Any] = {"validation": self.measure("validation", model, logits)}
+        if average is not None and not adversarial:
+            lines["ema_validation"] = self.measure("validation", average.model)
+        if self.teacher is not None:
+            labels = self.data.validation.labels.cpu()
+            lines["accuracy_by_teacher_score"] = accuracy_by_teacher_score(
+                logits, labels, self.teacher.validation_logits
+            )
+        return lines
+
+    def measure(self, split: Split, model: nn.Module, logits: Tensor | None = None) -> dict[str, Any]:
+        """Return the metrics of a network on a split that is not empty, robust accuracy too in adversarial training.
+
+        Args:
+            split: Which images.
+            model: The network.
+            logits: What it says of them, if that is known.
+        """
+        source = self.data.validation if split == "validation" else self.data.test
+        targets = None
+        if self.teacher is not None:
+            targets = self.teacher.validation_logits if split == "validation" else self.teacher.test_logits
+        metrics = measure(self.predict(split, model) if logits is None else logits, source.labels.cpu(), targets)
+        if self.recipe.task == "adversarial":
+            metrics["robust"] = robust_accuracy(model, source, self.recipe.adversary)
+        return metrics
