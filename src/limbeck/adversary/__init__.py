@@ -3,7 +3,7 @@
 from limbeck.adversary.attack_losses import ToClean, clean_logits, cross_entropy, margin
 from limbeck.adversary.awp import awp
 from limbeck.adversary.balls import ascend, project, start_points
-from limbeck.adversary.modes import attack_mode, frozen_statistics
+from limbeck.adversary.modes import attack_mode
 from limbeck.adversary.pgd import AttackNotFinite, pgd
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "awp",
     "clean_logits",
     "cross_entropy",
-    "frozen_statistics",
     "margin",
     "pgd",
     "project",

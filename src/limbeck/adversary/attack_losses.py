@@ -129,7 +129,11 @@ def clean_logits(model: Model, images: Tensor, bn_mode: BatchNormMode = "eval") 
         False
     """
     with attack_mode(model, bn_mode), torch.no_grad():
-        return model(images)
+        logits = model(images)
+    # Older releases of torch keep the copies that autocast makes of the weights here, without a graph, for the training
+    # forward in the same region: the weights would then receive no gradient.
+    torch.clear_autocast_cache()
+    return logits
 
 
 def _check_dtype(labels: Tensor) -> None:

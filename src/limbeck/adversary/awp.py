@@ -60,7 +60,9 @@ def awp(model: nn.Module, accumulate_gradient: Callable[[], None], *, size: floa
     _check_size(size)
     weights, perturbation = _perturbation(model, accumulate_gradient, size)
     originals = [weight.detach().clone() for weight in weights]
-    _move(weights, perturbation)
+    with torch.no_grad():
+        torch._foreach_add_(weights, perturbation)
+    torch.clear_autocast_cache()  # else an autocast around all this would go on with its copies of the old weights
     versions = [weight._version for weight in weights]
     try:
         yield
@@ -109,12 +111,6 @@ def _weights(model: nn.Module) -> list[Tensor]:
         for name, parameter in model.named_parameters()  # a tied parameter is named once
         if "weight" in name and parameter.dim() > 1 and parameter.requires_grad and id(parameter) not in spared
     ]
-
-
-def _move(weights: list[Tensor], perturbation: list[Tensor]) -> None:
-    with torch.no_grad():
-        torch._foreach_add_(weights, perturbation)
-    torch.clear_autocast_cache()  # else an autocast around all this would go on with its copies of the old weights
 
 
 def _check_size(size: float) -> None:

@@ -91,7 +91,7 @@ def start_points(
 
     Raises:
         TypeError: `indices` is not int64 of one dimension.
-        ValueError: Unknown start or norm.
+        ValueError: Unknown start or norm; not one index per image.
 
     Example:
         >>> where = {"epsilon": 0.1, "norm": "linf", "seed": 0, "epoch": 1}
@@ -100,6 +100,8 @@ def start_points(
         True
     """
     _check_norm(norm)
+    if len(indices) != len(images):
+        raise ValueError(f"`indices` expected one per image, shape ({len(images)},), got {tuple(indices.shape)}")
     shape = tuple(images.shape[1:])
     match start:
         case "none":

@@ -61,9 +61,6 @@ def frozen_statistics(model: Model) -> Iterator[None]:
     Returns:
         A context manager.
 
-    Raises:
-        Nothing.
-
     Example:
         >>> import torch
         >>> network = nn.BatchNorm1d(2)

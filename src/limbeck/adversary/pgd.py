@@ -43,7 +43,8 @@ def pgd(
     `requires_grad`, and every random state are what they were before.
 
     Args:
-        model: From images to logits; a module, or any function. It is attacked in evaluation mode.
+        model: From images to logits; a module, or any function. A module is attacked in evaluation mode. Of a
+            `DistributedDataParallel` pass the `.module`: an attack needs no exchange between ranks.
         images: `(N, ...)`, floating, within `clip`.
         loss: What the attack climbs: from logits `(N, C)` to `(N,)`, or to a sum over the samples; `cross_entropy`,
             `margin`, `ToClean` or a function of one's own.
@@ -66,9 +67,9 @@ def pgd(
         Adversarial images, `(N, ...)` in the images' dtype and memory format, without a graph.
 
     Raises:
-        TypeError: `images` is no floating tensor, a number is none, or `indices` is not int64.
-        ValueError: An option or a pixel is out of range (pixels on the CPU; on an accelerator the device asserts); a
-            loss of the clean logits with `start="none"`; no gradient reaches the images.
+        TypeError: `images` is no floating tensor, a number is none, or `indices` is not int64 of one dimension.
+        ValueError: An option or a pixel is out of range (pixels on the CPU; on an accelerator the device asserts); not
+            one index per image; a loss of the clean logits with `start="none"`; no gradient reaches the images.
         AttackNotFinite: The gradient is not finite (on the CPU, likewise).
 
     Gradient:
