@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from fake_runs import LONG_TAILED, demo_like, fake_comparison, fake_run
 
-from limbeck.analysis.comparison import select, summarise
+from limbeck.analysis.comparison import summarise
 from limbeck.analysis.pictures import comparison_pictures
 from limbeck.analysis.report import html
+from limbeck.analysis.rows import select
 from limbeck.analysis.statistics import paired_difference, spread
 from limbeck.analysis.tables import notes
 from limbeck.errors import UserError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.analysis.comparison import WAY_OUT, summarise
 from limbeck.analysis.run_files import Run, read_versioned
 from limbeck.analysis.statistics import Spread, spread
-from limbeck.analysis.tables import mean_and_std
+from limbeck.analysis.wording import mean_and_std
 from limbeck.errors import UserError, missing_extra
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from rich.console import Group
 
-    from limbeck.analysis.comparison import Comparison, Row
+    from limbeck.analysis.comparison import Comparison
+    from limbeck.analysis.rows import Row
 
 Term = dict[str, Any]
 
@@ -34,6 +35,7 @@ SHORT = {
     "label_smoothing": "smoothing",
 }
 UNSAID = {
+    "on": "clean",
     "decay": "none",
     "warmup_epochs": 0.0,
     "ramp_epochs": 0,

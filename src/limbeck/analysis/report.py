@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 from html import escape
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
+from limbeck.analysis.columns import WORDS, columns, is_best
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.pictures import Picture, comparison_pictures, draw_comparison, draw_run, save
-from limbeck.analysis.tables import columns, describe_term, is_best, mean_and_std, notes
+from limbeck.analysis.tables import describe_term, notes
+from limbeck.analysis.wording import mean_and_std
 from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from limbeck.analysis.comparison import Comparison, Row
+    from limbeck.analysis.comparison import Comparison
+    from limbeck.analysis.rows import Row
 
 __all__ = ["draw_comparison", "draw_run", "html", "write_report"]
 
@@ -45,6 +49,13 @@ dt { font-weight: 600; } dd { margin: 0 0 .4rem 1.2rem; overflow-wrap: anywhere;
   .wide { overflow: visible; } }
 """
 
+HOW_TO_READ_ATTACKS = (
+    "Robust accuracy is what an attack leaves: the share of the images that are still classified right when each pixel "
+    "may be moved within the ball. A stronger attack leaves less, so figures of different attacks, radii or numbers of "
+    "images are not compared. An attack bounds robustness from above only.",
+    "Robust and clean accuracy are often traded for one another: a row is better than another without doubt where "
+    "it is not worse in either.",
+)
 HOW_TO_READ = (
     "Every row starts from the same weights and sees the same images in the same order for a given seed; only the loss "
     "differs. That is why differences are taken seed by seed, and why their intervals can be narrower than the spread "
@@ -93,7 +104,7 @@ def html(comparison: Comparison, pictures: Sequence[Picture]) -> str:
         f'<div class="wide">{_table(comparison)}</div>',
         _list(sentences, "notes"),
         "<h2>How to read this</h2>",
-        _list(HOW_TO_READ, "notes"),
+        _list(HOW_TO_READ if comparison.attacks is None else HOW_TO_READ + HOW_TO_READ_ATTACKS, "notes"),
         "<h2>Pictures</h2>",
         *map(_figure, pictures),
         "<h2>Settings</h2>",
@@ -112,12 +123,12 @@ def html(comparison: Comparison, pictures: Sequence[Picture]) -> str:
 
 def _table(comparison: Comparison) -> str:
     titles, cells = columns(comparison)
-    left = {titles.index(title) for title in ("loss", "verdict") if title in titles}
-    lines = ["<table><thead><tr>", *(_cell(title, "th", index in left) for index, title in enumerate(titles))]
+    left = [title in WORDS for title in titles]
+    lines = ["<table><thead><tr>", *map(_cell, titles, repeat("th"), left)]
     lines.append("</tr></thead><tbody>")
     for row, texts in zip(comparison.rows, cells, strict=True):
         lines.append('<tr class="best">' if is_best(row, comparison) else "<tr>")
-        lines.extend(_cell(text, "td", index in left) for index, text in enumerate(texts))
+        lines.extend(map(_cell, texts, repeat("td"), left))
         lines.append("</tr>")
     return "".join([*lines, "</tbody></table>"])
 
@@ -128,7 +139,9 @@ def _cell(text: str, tag: str, left: bool) -> str:
 
 
 def _settings(comparison: Comparison) -> str:
-    head = '<tr><th class="text">loss</th><th class="text">setting</th><th>validation top-1, %</th></tr>'
+    attacks = comparison.attacks
+    chose = "top-1" if attacks is None else f"robust ({attacks.validation})"
+    head = f'<tr><th class="text">loss</th><th class="text">setting</th><th>validation {chose}, %</th></tr>'
     lines = [line for row in comparison.rows for line in _settings_of(row)]
     return f"<table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = 1
-"""Of results.json and comparison.json."""
+"""Of results.json, robustness.json, comparison.json and sweep.json."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,30 @@ class Run:
         """The lines of kind "epoch" in metrics.jsonl, in order."""
         return tuple(_epoch_lines(self.folder / "metrics.jsonl"))
 
+    @property
+    def adversarial(self) -> bool:
+        """Whether it was trained against attacks: then robust accuracy is what chooses and what is compared."""
+        return bool(self.results.get("task") == "adversarial")
+
+    @property
+    def reported(self) -> str:
+        """The weights that are reported, a key of results.json: "last", or what early stopping or averaging made."""
+        return str(self.results.get("reported", "last"))
+
+    @cached_property
+    def robustness(self) -> dict[str, Any] | None:
+        """What attacks left of the reported weights' accuracy; None where no attack was made.
+
+        robustness.json may have attacks that were added after the training; results.json has those made at its end.
+        """
+        path = self.folder / "robustness.json"
+        if path.is_file():
+            content = read_versioned(path, way_out="make the attacks again with `limbeck evaluate ... --attacks`")
+            if not self.adversarial or content.get("weights") == self.reported:
+                return content
+        made: dict[str, Any] | None = self.results.get("robustness")
+        return made
+
     @cached_property
     def split(self) -> str:
         """What a finished run reports: "test", or "validation" where a user's own loaders have no test images."""
@@ -94,10 +118,10 @@ class Run:
             if value is None:
                 return None
             if not isinstance(value, dict) or (key not in value and depth < len(keys) - 1):
-                raise _foreign(self.folder / "results.json", f"expected the key `{'.'.join(keys[: depth + 1])}`")
+                raise foreign(self.folder / "results.json", f"expected the key `{'.'.join(keys[: depth + 1])}`")
             value = value.get(key)
         if value is not None and not isinstance(value, int | float):
-            raise _foreign(self.folder / "results.json", f"expected a number at `{'.'.join(keys)}`, got {value!r}")
+            raise foreign(self.folder / "results.json", f"expected a number at `{'.'.join(keys)}`, got {value!r}")
         return None if value is None else float(value)
 
 
@@ -130,7 +154,8 @@ def read_run(folder: Path) -> Run:
     return Run(folder)
 
 
-def _foreign(path: Path, problem: str) -> UserError:
+def foreign(path: Path, problem: str) -> UserError:
+    """Return the error for a file that is not what the engine writes."""
     return UserError(f"{path}: {problem}; the file is damaged or of another version: train the run again")
 
 
@@ -148,7 +173,7 @@ def _epoch_lines(path: Path) -> list[dict[str, Any]]:
             if record["kind"] == "epoch":
                 records.append(record)
         except (ValueError, KeyError, TypeError) as error:
-            raise _foreign(path, f"line {number} is not a line of metrics") from error
+            raise foreign(path, f"line {number} is not a line of metrics") from error
     return records
 
 
@@ -167,7 +192,7 @@ def _scores(path: Path, split: str) -> Scores:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; train the run again") from error
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _foreign(path, f"cannot be read ({reason(error)})") from error
+        raise foreign(path, f"cannot be read ({reason(error)})") from error
     return Scores(counts, accuracy, means, teacher, prior)
 
 

@@ -54,6 +54,21 @@ class PairedDifference:
         return all(value == 0 for value in self.values)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A row's difference to the baseline; nothing for the baseline itself.
+
+    Attributes:
+        difference: in percentage points; None where there are no pairs.
+        p_holm: p-value after Holm's correction over the rows; None where no test was made.
+        verdict: the difference in words, see `verdict`; empty where there is none.
+    """
+
+    difference: PairedDifference | None = None
+    p_holm: float | None = None
+    verdict: str = ""
+
+
 def spread(values: Sequence[float]) -> Spread:
     """Return the mean and the standard deviation (ddof 1) of `values`; ValueError when there are none.
 
@@ -134,3 +149,12 @@ def verdict(difference: PairedDifference, p_adjusted: float | None, *, level: fl
     if p_adjusted >= level:
         return "uncertain"
     return "better" if difference.mean > 0 else "worse"
+
+
+def judge(differences: Sequence[PairedDifference | None]) -> list[Judged]:
+    """Return the differences of several rows to one baseline with their verdicts, p-values corrected over the rows."""
+    adjusted = holm([None if difference is None else difference.p for difference in differences])
+    return [
+        Judged() if difference is None else Judged(difference, p, verdict(difference, p))
+        for difference, p in zip(differences, adjusted, strict=True)
+    ]

@@ -11,7 +11,7 @@ from limbeck.analysis.pictures import Picture
 from limbeck.analysis.run_files import Array, Run, read_versioned
 from limbeck.analysis.statistics import spread
 from limbeck.analysis.style import COLOURS, GRID, legend_above, look, marker, new_figure, png, styled
-from limbeck.analysis.tables import mean_and_std
+from limbeck.analysis.wording import mean_and_std
 from limbeck.errors import UserError, missing_extra
 
 if TYPE_CHECKING:

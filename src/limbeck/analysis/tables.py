@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from limbeck.analysis.columns import WORDS, column_groups, columns, is_best
+from limbeck.analysis.robust_notes import reported_weights, sentences
+from limbeck.analysis.wording import plural, value_text
 from limbeck.errors import missing_extra
 
 if TYPE_CHECKING:
@@ -13,16 +16,14 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from limbeck.analysis.comparison import Comparison, Row
-    from limbeck.analysis.statistics import Spread
+    from limbeck.analysis.columns import Column
+    from limbeck.analysis.comparison import Comparison
+    from limbeck.analysis.rows import Row
 
 WIDTH = 100
 """Columns of the plain-text table; the rich one needs no more."""
 
-TOP1 = "{split} top-1, %"
-"""Title of the column that is reported."""
-
-COMMON_TERM_OPTIONS = {"weight": 1.0, "warmup_epochs": 0.0, "decay": "none"}
+COMMON_TERM_OPTIONS = {"weight": 1.0, "warmup_epochs": 0.0, "decay": "none", "on": "clean"}
 """Options of every term, left out of its description at these values."""
 
 
@@ -33,7 +34,7 @@ def describe_term(term: dict[str, Any]) -> str:
     'kl (weight 2, temperature 4, scale_by_t2 yes)'
     """
     options = [
-        f"{key} {_value(value)}"
+        f"{key} {value_text(value)}"
         for key, value in term.items()
         if key != "name" and COMMON_TERM_OPTIONS.get(key) != value
     ]
@@ -53,7 +54,7 @@ def chosen_options(row: Row) -> str:
     ]
     chosen = flat[row.selected]
     return ", ".join(
-        f"{key} {_value(value)}"
+        f"{key} {value_text(value)}"
         for (position, key), value in chosen.items()
         if any(other.get((position, key)) != value for other in flat)
     )
@@ -61,50 +62,57 @@ def chosen_options(row: Row) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """Return the sentences that belong under the table: what n, +- and the test are, settings tried, teacher."""
-    sentences = []
+    found = []
     if comparison.missing:
-        sentences.append(_missing(comparison.missing))
+        found.append(_missing(comparison.missing))
     if comparison.diverged:
-        sentences.append(
+        found.append(
             f"Diverged and left out: {', '.join(comparison.diverged)}. A setting that diverged on a seed stands back "
             "behind those that did not."
         )
-    images = comparison.images
-    reach = "one split for all seeds: the intervals cover the randomness of training, not the choice of images"
-    if comparison.vary_split:
-        reach = "each seed with its own split and teacher: the intervals cover both and the randomness of training"
-    counted = ", ".join(f"{count} {split}" for split, count in images.items() if count)
-    sentences.append(
-        f"n = {len(comparison.seeds)} {_plural('seed', len(comparison.seeds))} per row, {comparison.epochs} epochs, "
-        f"last epoch; ± is the standard deviation over seeds. Images: {counted}, {reach}."
-    )
-    sentences.append(_settings_tried(comparison))
+    found += [_sizes(comparison), _settings_tried(comparison)]
     if comparison.baseline is not None:
-        sentences.append(_test(comparison))
+        found.append(_test(comparison))
+    if comparison.attacks is not None:
+        found += sentences(comparison, comparison.attacks)
     for control in comparison.controls:
         size = "identical" if control.largest == 0 else f"at most {control.largest:.2f} points apart"
         if control.n:
-            sentences.append(
-                f"A/A control: {control.first} and {control.second} are equal by theory; {comparison.split} top-1 "
-                f"{size} on {control.n} {_plural('seed', control.n)}."
+            found.append(
+                f"A/A control: {control.first} and {control.second} are equal by theory; {comparison.measure} "
+                f"{size} on {control.n} {plural('seed', control.n)}."
             )
     if comparison.teachers:
         teachers = ", ".join(f"{top1:.2f} %" for top1 in comparison.teachers)
-        sentences.append(
-            f"{comparison.split.capitalize()} top-1 of the {_plural('teacher', len(comparison.teachers))}: {teachers}."
+        found.append(
+            f"{comparison.split.capitalize()} top-1 of the {plural('teacher', len(comparison.teachers))}: {teachers}."
         )
-    if any(row.best_top1 is not None for row in comparison.rows):
-        sentences.append("best epoch: test top-1 of the epoch that was best on validation.")
-    if comparison.rows[0].head is not None:
-        sentences.append(_head_and_tail(comparison))
+    if comparison.attacks is None and any(row.best_top1 is not None for row in comparison.rows):
+        found.append("best epoch: test top-1 of the epoch that was best on validation.")
+    if comparison.attacks is None and comparison.rows[0].head is not None:
+        found.append(_head_and_tail(comparison))
     if any(comparison.seconds.values()):
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in comparison.seconds.items() if seconds)
-        sentences.append(f"Training time: {times}.")
-    return sentences
+        found.append(f"Training time: {times}.")
+    return found
+
+
+def _sizes(comparison: Comparison) -> str:
+    """Return how many seeds, epochs and images there are."""
+    reach = "one split for all seeds: the intervals cover the randomness of training, not the choice of images"
+    if comparison.vary_split:
+        others = " and teacher" if comparison.teachers else ""
+        reach = f"each seed with its own split{others}: the intervals cover both and the randomness of training"
+    counted = ", ".join(f"{count} {split}" for split, count in comparison.images.items() if count)
+    weights = "last epoch" if comparison.attacks is None else reported_weights(comparison.attacks)
+    return (
+        f"n = {len(comparison.seeds)} {plural('seed', len(comparison.seeds))} per row, {comparison.epochs} epochs, "
+        f"{weights}; ± is the standard deviation over seeds. Images: {counted}, {reach}."
+    )
 
 
 def rich_table(comparison: Comparison) -> Group:
-    """Return the comparison for `rich.console.Console.print`: two tables and their notes, 100 columns at most."""
+    """Return the comparison for `rich.console.Console.print`: its tables and their notes, 100 columns at most."""
     try:
         from rich.console import Group
         from rich.text import Text
@@ -114,11 +122,9 @@ def rich_table(comparison: Comparison) -> Group:
         Text(sentence, style="bold yellow" if comparison.missing and index == 0 else "dim")
         for index, sentence in enumerate(notes(comparison))
     ]
-    titles, cells = columns(comparison)
-    split = titles.index("tried") + 1  # accuracy and its test above, what stands beside it below
-    above = _table(comparison, titles[:split], [texts[:split] for texts in cells])
-    below = _table(comparison, titles[:1] + titles[split:], [texts[:1] + texts[split:] for texts in cells])
-    return Group(above, below, Text(), *under)
+    first, *others = column_groups(comparison)
+    tables = [_table(comparison, group) for group in (first, *([first[0], *group] for group in others))]
+    return Group(*tables, Text(), *under)
 
 
 def plain(comparison: Comparison) -> str:
@@ -143,83 +149,24 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in notes(comparison))]) + "\n"
 
 
-def is_best(row: Row, comparison: Comparison) -> bool:
-    """Return whether no row has a higher mean top-1."""
-    return row.top1.mean == max(other.top1.mean for other in comparison.rows)
-
-
-def columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return the column titles and, for each row, the texts under them. Columns that no run can fill are left out."""
-    baseline = comparison.baseline
-    table: list[tuple[str, list[str]]] = [
-        ("loss", [row.name for row in comparison.rows]),
-        (TOP1.format(split=comparison.split), [_top1(row, len(comparison.seeds)) for row in comparison.rows]),
-    ]
-    if baseline is not None:
-        table += [
-            (f"vs {baseline}, points [95 % CI]", [difference_text(row) for row in comparison.rows]),
-            ("p (Holm)", [_p(row) for row in comparison.rows]),
-            ("verdict", ["baseline" if row.name == baseline else row.verdict or "-" for row in comparison.rows]),
-        ]
-    table.append(("tried", [str(len(row.settings)) for row in comparison.rows]))
-    optional: list[tuple[str, int, list[Spread | None]]] = [
-        ("NLL, nats", 3, [row.nll for row in comparison.rows]),
-        ("ECE, %", 2, [row.ece for row in comparison.rows]),
-        ("agreement, %", 2, [row.agreement for row in comparison.rows]),
-        ("best epoch, %", 2, [row.best_top1 for row in comparison.rows]),
-        ("head, %", 1, [row.head for row in comparison.rows]),
-        ("tail, %", 1, [row.tail for row in comparison.rows]),
-    ]
-    for title, digits, values in optional:
-        if any(value is not None for value in values):
-            table.append((title, ["-" if value is None else f"{value.mean:.{digits}f}" for value in values]))
-    return [title for title, _ in table], [list(texts) for texts in zip(*(texts for _, texts in table), strict=True)]
-
-
-def mean_and_std(values: Spread) -> str:
-    """Return a percentage with its standard deviation.
-
-    >>> from limbeck.analysis.statistics import spread
-    >>> mean_and_std(spread([90.0, 92.0])), mean_and_std(spread([90.0]))
-    ('91.00 ± 1.41', '90.00')
-    """
-    return f"{values.mean:.2f}" if values.std is None else f"{values.mean:.2f} ± {values.std:.2f}"
-
-
-def _top1(row: Row, seeds: int) -> str:
-    """Return the accuracy, with its own n when runs are missing."""
-    return mean_and_std(row.top1) + ("" if row.top1.n == seeds else f" (n={row.top1.n})")
-
-
-def difference_text(row: Row) -> str:
-    """Return the difference to the baseline and its interval, in points; a dash where there is none."""
-    if row.difference is None:
-        return "-"
-    text = f"{row.difference.mean:+.2f}"
-    if row.difference.low is None:
-        return text
-    return f"{text} [{row.difference.low:+.2f}, {row.difference.high:+.2f}]"
-
-
-def _table(comparison: Comparison, titles: list[str], cells: list[list[str]]) -> Table:
+def _table(comparison: Comparison, group: Sequence[Column]) -> Table:
     """Return one rich table: name and accuracy of the best bold; beside the verdicts, rows without a difference dim."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    titles = [title for title, _ in group]
     for title in titles:
-        left = title in {"loss", "verdict"}
-        table.add_column(Text(title.replace(" [", "\n[")), justify="left" if left else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if title in WORDS else "right"
+        table.add_column(Text(title.replace(" [", "\n[")), justify=justify, overflow="fold")
     styles = {"better": "green", "worse": "red", "uncertain": "yellow"}
-    for row, texts in zip(comparison.rows, cells, strict=True):
+    for row, texts in zip(comparison.rows, zip(*(texts for _, texts in group), strict=True), strict=True):
         best = is_best(row, comparison)
         dim = "verdict" in titles and row.difference is not None and row.verdict not in styles and not best
+        strong = {"loss", f"{comparison.measure}, %"} if best else set()
         marked = [
-            Text(
-                text,
-                "bold" if best and title in {"loss", TOP1.format(split=comparison.split)} else styles.get(text, ""),
-            )
+            Text(text, "bold" if title in strong else styles.get(text, ""))
             for title, text in zip(titles, texts, strict=True)
         ]
         table.add_row(*marked, style="dim" if dim else "")
@@ -228,7 +175,7 @@ def _table(comparison: Comparison, titles: list[str], cells: list[list[str]]) ->
 
 def _missing(missing: Sequence[str]) -> str:
     names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-    return f"INCOMPLETE: {len(missing)} {_plural('run', len(missing))} not finished ({names}); this table may change."
+    return f"INCOMPLETE: {len(missing)} {plural('run', len(missing))} not finished ({names}); this table may change."
 
 
 def _settings_tried(comparison: Comparison) -> str:
@@ -236,6 +183,8 @@ def _settings_tried(comparison: Comparison) -> str:
     if tried == {1}:
         return "tried: one setting per row, so nothing was chosen."
     means = "chosen by mean validation top-1 of the last epoch"
+    if comparison.attacks is not None:
+        means = f"chosen by mean robust accuracy on validation ({comparison.attacks.validation})"
     means += ", never by the test images" if comparison.split == "test" else ", the figure shown: it is optimistic"
     chosen = [f"{row.name} {options}" for row in comparison.rows if (options := chosen_options(row))]
     unequal = "" if len(tried) == 1 else " The rows were not given equal numbers of settings."
@@ -246,7 +195,7 @@ def _test(comparison: Comparison) -> str:
     rows = [row for row in comparison.rows if row.p_holm is not None]
     text = f"Differences to {comparison.baseline} are paired by seed: t-interval of 95 %"
     if rows:
-        text += f", p two-sided, Holm over {len(rows)} {_plural('row', len(rows))}"
+        text += f", p two-sided, Holm over {len(rows)} {plural('row', len(rows))}"
     words = {row.verdict for row in comparison.rows}
     meanings = {
         "no difference seen": "the interval covers 0",
@@ -262,19 +211,3 @@ def _head_and_tail(comparison: Comparison) -> str:
         f"head, tail: mean accuracy on the {len(counts) // 3} largest and smallest of {len(counts)} classes "
         f"(training images per class from {max(counts)} to {min(counts)})."
     )
-
-
-def _p(row: Row) -> str:
-    if row.p_holm is None:
-        return "-"
-    return "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else word + "s"
