@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from limbeck.data import cifar, digits, mnist5k
 from limbeck.data.augment import augment
+from limbeck.data.generated import MixedSource, open_generated
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
 from limbeck.data.mixing import mix
 from limbeck.data.sources import DataBundle, Pixels, Samples, Source, fingerprint, normalise
@@ -73,7 +76,8 @@ def build_data(options: DataOptions) -> DataBundle:
         deviation 1, so that `normalise` leaves images in [0, 1].
 
     Raises:
-        UserError: The package that ships the data or its archive is missing, or the split is impossible.
+        UserError: The package that ships the data or its archive is missing, the split is impossible, or the file of
+            generated images is missing or wrong.
 
     Example:
         >>> from limbeck.config import DataOptions
@@ -87,6 +91,11 @@ def build_data(options: DataOptions) -> DataBundle:
     if not options.standardise:
         train, validation, test = map(_unstandardised, (train, validation, test))
     classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    counts, digest = train.labels.bincount(minlength=classes), fingerprint(train, validation, test)
+    if options.generated is not None:
+        train = _with_generated(train, Path(options.generated), options.generated_fraction, classes)
+        counts = counts + train.generated.class_counts
+        digest = hashlib.sha256(f"{digest} {train.generated.fingerprint}".encode()).hexdigest()
     return DataBundle(
         name=options.name,
         train=train,
@@ -94,8 +103,8 @@ def build_data(options: DataOptions) -> DataBundle:
         test=test,
         num_classes=classes,
         image_shape=tuple(train.images.shape[1:]),
-        class_counts=train.labels.bincount(minlength=classes),
-        fingerprint=fingerprint(train, validation, test),
+        class_counts=counts,
+        fingerprint=digest,
         device=torch.device("cpu"),
     )
 
@@ -104,6 +113,12 @@ def _unstandardised(source: Source) -> Source:
     channels = source.images.shape[1]
     pixels = Pixels(source.pixels.maximum, mean=(0.0,) * channels, std=(1.0,) * channels)
     return replace(source, pixels=pixels)
+
+
+def _with_generated(train: Source, path: Path, fraction: float, num_classes: int) -> MixedSource:
+    shape, maximum = tuple(train.images.shape[1:]), train.pixels.maximum
+    generated = open_generated(path, image_shape=shape, num_classes=num_classes, maximum=maximum)
+    return MixedSource(train.images, train.labels, train.pixels, generated, fraction)
 
 
 def _parts(options: DataOptions) -> list[Source]:

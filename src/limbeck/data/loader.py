@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from limbeck.draws import permutation
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -93,8 +91,9 @@ def epoch_batches(
         >>> [b.step for b in resumed]
         [2]
     """
-    order = permutation(seed, epoch, len(source))
-    for step in range(start_step, steps_per_epoch(len(source), batch_size, drop_last)):
+    steps = steps_per_epoch(len(source), batch_size, drop_last)
+    order = source.order(seed, epoch, batch_size=batch_size, steps=steps)
+    for step in range(start_step, steps):
         whole = order[step * batch_size : (step + 1) * batch_size]
         indices = whole[len(whole) * rank // world : len(whole) * (rank + 1) // world]
         images, labels = source.take(indices)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
+from limbeck.draws import permutation
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -82,6 +84,10 @@ class Source:
         """Return the images, uint8, and labels of `indices`, int64 `(B,)` on any device, as copies."""
         indices = indices.to(self.images.device)
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+
+    def order(self, seed: int, epoch: int, *, batch_size: int, steps: int) -> Tensor:
+        """Return the indices of an epoch's batches, one after another: each once, in an order of (seed, epoch)."""
+        return permutation(seed, epoch, len(self))
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield the images in order, normalised, `size` at a time."""

@@ -39,7 +39,7 @@ BEFORE_CONFIG = frozenset({LOCK, f".{CONFIG}{TEMPORARY}"})  # what a run leaves 
 # What may differ between the sessions of one run without changing what it computes. Threads and teachers matter, but
 # the checkpoint answers for them: it keeps the number of threads and the fingerprints of the teachers' weights.
 FREE_KEYS: dict[str, frozenset[str]] = {
-    "data": frozenset({"folder"}),  # the checkpoint keeps the fingerprint of the data themselves
+    "data": frozenset({"folder", "generated"}),  # the checkpoint keeps the fingerprint of the data themselves
     "save": frozenset({"every_steps", "every_seconds", "every_epochs", "tensorboard"}),
     "train": frozenset({"device", "threads"}),
 }

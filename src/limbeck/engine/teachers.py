@@ -93,7 +93,8 @@ class Resources:
 
     def data(self, options: DataOptions, device: torch.device) -> DataBundle:
         """Return a data set on a device."""
-        key = (options.model_copy(update={"augment": AugmentOptions()}), device)
+        views = {"augment": AugmentOptions(), "second_view": None}  # of no concern to the images
+        key = (options.model_copy(update=views), device)
         if key not in self._data:
             self._data[key] = _to_device(build_data(options), device)
         return self._data[key]
@@ -156,6 +157,7 @@ def _open(source: TeacherSource, data: DataBundle, options: DataOptions) -> tupl
         case _:
             network, recipe, fingerprint = load_trained(source, run_folder.WEIGHTS["last"], data)
             refuse_seen_test_images(recipe.data, options, str(source))
+            refuse_other_pixels(recipe.data, options, str(source))
             return network, fingerprint
 
 
@@ -235,6 +237,15 @@ def refuse_seen_test_images(teacher: DataOptions, student: DataOptions, who: str
                 f"{who}: expected `data.{key}` {ours}, as the student's, got {theirs}; "
                 "otherwise the teacher has learned from the student's test images"
             )
+
+
+def refuse_other_pixels(teacher: DataOptions, student: DataOptions, who: str) -> None:
+    """Raise UserError if a teacher has learned from standardised pixels and the student has not, or the other way."""
+    if teacher.standardise != student.standardise:
+        raise UserError(
+            f"{who}: expected `data.standardise` {str(student.standardise).lower()}, as the student's, "
+            f"got {str(teacher.standardise).lower()}; the teacher sees the student's pixels"
+        )
 
 
 def _with_logits(model: nn.Module, fingerprint: str, data: DataBundle) -> Teacher:
