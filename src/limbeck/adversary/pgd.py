@@ -177,7 +177,7 @@ def _check_images(images: Tensor, clip: tuple[float, float]) -> None:
         inside = ((images >= low) & (images <= high)).all()
         torch._assert_async(inside, f"`images` expected values in [{low:g}, {high:g}]")
         return
-    least, greatest = (float(bound) for bound in images.aminmax())
+    least, greatest = (float(bound) for bound in images.detach().aminmax())
     if not (low <= least and greatest <= high):
         raise ValueError(
             f"`images` expected values in [{low:g}, {high:g}], got {least:g} to {greatest:g}; standardise inside the "
