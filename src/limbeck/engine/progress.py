@@ -94,6 +94,8 @@ def describe_epoch(line: Mapping[str, Any]) -> str:
 
     >>> describe_epoch({"train": {"loss": 0.5, "top1": 0.875}, "validation": None})
     'loss 0.500, train 87.5 %'
+    >>> describe_epoch({"train": {"loss": 0.5, "top1": 0.875}, "validation": {"top1": 0.75, "robust": 0.5}})
+    'loss 0.500, train 87.5 %, validation 75.0 %, under attack 50.0 %'
     """
     return ", ".join(_epoch_words(line).values())
 
@@ -101,13 +103,18 @@ def describe_epoch(line: Mapping[str, Any]) -> str:
 def _epoch_words(line: Mapping[str, Any]) -> dict[str, str]:
     train, validation = line["train"], line["validation"]
     words = {"loss": f"loss {train['loss']:.3f}", "train": f"train {100 * train['top1']:.1f} %"}
-    return words | ({"validation": f"validation {100 * validation['top1']:.1f} %"} if validation else {})
+    if validation:
+        words["validation"] = f"validation {100 * validation['top1']:.1f} %"
+        if "robust" in validation:
+            words["robust"] = f"under attack {100 * validation['robust']:.1f} %"
+    return words
 
 
 def _final_words(results: Mapping[str, Any]) -> str:
     for split in ("test", "validation"):
-        if metrics := results["last"][split]:
-            return f"{split} {100 * metrics['top1']:.1f} %"
+        if metrics := results[results.get("reported", "last")][split]:
+            robust = f", under attack {100 * metrics['robust']:.1f} %" if "robust" in metrics else ""
+            return f"{split} {100 * metrics['top1']:.1f} %{robust}"
     return "done"
 
 
