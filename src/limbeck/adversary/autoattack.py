@@ -108,7 +108,7 @@ def autoattack(
         arXiv 2003.01690.
     """
     package, library = open_package()
-    check_inputs(images, labels, [epsilon])
+    check_inputs(images, labels, [epsilon], norm)
     tell = progress or (lambda done, total: None)
     with inference(model, batch_size) as network, torch.no_grad(), _quiet():
         logits = network.predict(images)

@@ -15,20 +15,21 @@ SAME_OUTPUT = 1e-4  # two outputs differ by more than this, of the largest: rand
 SQUARE_GAIN = 0.002  # AutoAttack's own threshold: Square breaks so many more than the attacks that see gradients
 
 
-def check_inputs(images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> None:
+def check_inputs(images: Tensor, labels: Tensor, epsilons: Sequence[float], norm: str) -> None:
     """Refuse what no evaluation can use, before any network is called.
 
     Args:
         images: `(N, C, H, W)`, floating, in [0, 1].
         labels: int64 `(N,)`.
         epsilons: Radii, in units of the pixels.
+        norm: "linf" or "l2".
 
     Raises:
         TypeError: `images` are not floating or `labels` not integers.
         ValueError: A shape or a value is out of range, or there is nothing to attack.
 
     Example:
-        >>> check_inputs(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), [0.1])
+        >>> check_inputs(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]), [0.1], "linf")
     """
     if not images.is_floating_point():
         raise TypeError(f"`images` expected floating pixels in [0, 1], got {images.dtype}; divide bytes by 255")
@@ -50,6 +51,8 @@ def check_inputs(images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> N
     for epsilon in epsilons:
         if not (0 < epsilon < math.inf):
             raise ValueError(f"`epsilons` expected numbers above 0, got {epsilon}")
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"`norm` expected 'linf' or 'l2', got {norm!r}")
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:

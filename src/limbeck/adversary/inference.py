@@ -25,13 +25,14 @@ class Inference(nn.Module):
             time in the backward pass, so that the activations of one part are the most that memory holds.
 
     Attributes:
+        batch_size: Largest part.
         device: Where the weights lie; the CPU without any.
     """
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         super().__init__()
         self.model = model
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         weights = [weight for weight in model.parameters() if weight.is_floating_point()]
         self._dtype = weights[0].dtype if weights else torch.float32
         self.device = weights[0].device if weights else torch.device("cpu")
@@ -40,7 +41,7 @@ class Inference(nn.Module):
         """Return the logits, float32 `(N, C)`, of images `(N, ...)` on the device of the weights."""
         images = images.flatten(1).view(images.shape)  # backward, this makes the gradient contiguous
         with torch.autocast(images.device.type, enabled=False):
-            parts = torch.split(images.to(self._dtype), self._batch_size)
+            parts = torch.split(images.to(self._dtype), self.batch_size)
             if len(parts) > 1 and images.requires_grad and torch.is_grad_enabled():
                 logits = [checkpoint(self.model, part, use_reentrant=False) for part in parts]
             else:
@@ -50,7 +51,7 @@ class Inference(nn.Module):
     def predict(self, images: Tensor) -> Tensor:
         """Return the logits of any number of images on any device, float32 `(N, C)` on the CPU, without a graph."""
         with torch.no_grad():
-            return torch.cat([self(part.to(self.device)).cpu() for part in torch.split(images, self._batch_size)])
+            return torch.cat([self(part.to(self.device)).cpu() for part in torch.split(images, self.batch_size)])
 
 
 @contextmanager
