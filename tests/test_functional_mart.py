@@ -53,7 +53,7 @@ def test_derivatives_of_both_orders_agree_with_finite_differences() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_mart_needs_no_floor_in_any_dtype(dtype: torch.dtype) -> None:
-    """Both logarithms of the boosted cross-entropy are as long as the gap, where 1 - p is 0 in every dtype."""
+    """Both logarithms of the boosted cross-entropy are as long as a gap, where 1 - p is 0 in every dtype."""
     adversarial = torch.tensor([[1e4, -1e4, 0.0], [60.0, -40.0, 0.0]], dtype=dtype, requires_grad=True)
     clean = adversarial.detach().clone().requires_grad_()
     labels = torch.tensor([1, 1])
@@ -66,17 +66,14 @@ def test_mart_needs_no_floor_in_any_dtype(dtype: torch.dtype) -> None:
         assert gradient.isfinite().all()
 
 
-def test_a_sample_that_is_certainly_right_costs_its_tail() -> None:
-    """exp(-80) + 2 exp(-80): far below the rounding of 1 - p, and of the public code's floors."""
-    logits = torch.tensor([[80.0, 0.0]], dtype=torch.float64)
-    tail = math.exp(-80)
-    weight = functional.mart_loss(-logits, logits, torch.tensor([0]), kl_weight=1.0)
-    boosted = functional.mart_loss(-logits, logits, torch.tensor([0]), kl_weight=0.0)
-    assert boosted == 160
-    target = torch.tensor([[80.0, 0.0]], dtype=torch.float64, requires_grad=True)
-    slope = gradients(functional.mart_loss(-logits, target, torch.tensor([0]), kl_weight=1.0), target)[0]
-    assert weight == 160
-    assert slope[0, 1] == pytest.approx(80 * tail, rel=1e-12)
+def test_the_weight_of_a_certain_prediction_keeps_its_tail() -> None:
+    """1 - p_t[y] is exp(-80): nothing beside 1 in any dtype, and nothing beside the public code's floors."""
+    clean = torch.tensor([[80.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    adversarial, labels = -clean.detach(), torch.tensor([0])
+    value = functional.mart_loss(adversarial, clean, labels, kl_weight=1.0)
+    assert value == 80 + 80  # -log p_s[y] and -log(1 - p_s[k])
+    slope = gradients(value, clean)[0][0, 1].item()
+    assert slope == pytest.approx(80 * math.exp(-80), rel=1e-12)  # of the weight, times KL
 
 
 def test_absent_classes_count_for_nothing() -> None:
