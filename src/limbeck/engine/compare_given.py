@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from limbeck.config import CompareOptions
+from limbeck.engine import run_folder
 from limbeck.engine.compare import Entry, describe
 from limbeck.engine.fit import train_run
-from limbeck.engine.given import Given
+from limbeck.engine.given import Given, load_weights
 from limbeck.engine.lock import locked
 from limbeck.engine.plan import Job, run_plan
 from limbeck.errors import Interrupted
@@ -49,7 +50,7 @@ def compare_given(
 
     Raises:
         Interrupted: A signal came; everything is saved, and the same call goes on.
-        UserError: What `fit` raises.
+        UserError: What `fit` raises, or the folder holds finished runs of another network.
     """
     rows = recipe.compare.contenders
     entries = [Entry(row, 0, seed) for seed in range(recipe.seed, recipe.seed + seeds) for row in rows]
@@ -75,6 +76,9 @@ def compare_given(
         describe(recipe, folder, entries, (), diverged)
 
     with locked(folder, "`folder`"):
+        for job in jobs:  # a row of the call before is not compared with one of another network
+            if (job.run / run_folder.RESULTS).is_file():
+                load_weights(job.run / run_folder.WEIGHTS["last"], students.new(job.recipe.seed), "student")
         describe(recipe, folder, entries, (), diverged)  # now, so that an unfinished comparison can be looked at
         try:
             run_plan(recipe.title, jobs, workers=1, reporter=reporter, stop=stop, give_up=give_up, train=train)
