@@ -83,9 +83,7 @@ def _perturbation(
     """Return the weights that received a gradient, and how far to move each."""
     candidates = _weights(model)
     if not candidates:
-        raise ValueError(
-            "`model` expected trainable parameters of more than one dimension with `weight` in their name, got none"
-        )
+        raise ValueError("`model` expected parameters of more than one dimension with `weight` in their name, got none")
     model.zero_grad(set_to_none=True)
     try:
         with frozen_statistics(model):
@@ -109,7 +107,7 @@ def _weights(model: nn.Module) -> list[Tensor]:
     return [
         parameter
         for name, parameter in model.named_parameters()  # a tied parameter is named once
-        if "weight" in name and parameter.dim() > 1 and parameter.requires_grad and id(parameter) not in spared
+        if "weight" in name and parameter.dim() > 1 and id(parameter) not in spared
     ]
 
 
