@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,6 +46,13 @@ class Weights(str, Enum):
     last = "last"
     best = "best"
     ema = "ema"
+
+
+class Norm(str, Enum):
+    """Norm of the ball of an attack."""
+
+    linf = "linf"
+    l2 = "l2"
 
 
 def _at_least_one(seeds: int) -> int:
@@ -111,7 +118,9 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Folder of a run.")] = None,
-    which: Annotated[Weights, typer.Option(help="Which weights of the run.")] = Weights.last,
+    which: Annotated[
+        Weights | None, typer.Option(help="Which weights of the run.", show_default="what it reports")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Without a run: the network, such as resnet56.")
     ] = None,
@@ -120,12 +129,39 @@ def evaluate(
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="NAME", help="What it sees, such as cifar100.")] = None,
     overrides: Overrides = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME...",
+            help="Attack the test images: pgdN, cwN with N steps, aa (AutoAttack).",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    epsilon: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RADIUS,RADIUS...", help="Of the ball, such as 0.1,0.2 or 8/255.", show_default="the recipe's"
+        ),
+    ] = None,
+    norm: Annotated[Norm | None, typer.Option(help="Of the ball.", show_default="the recipe's")] = None,
+    entry: Annotated[
+        Path | None,
+        typer.Option("--robustbench", metavar="FILE", help="Write RobustBench's entry at the first radius."),
+    ] = None,
 ) -> None:
-    """Compute the metrics of a run's weights again, or those of a file of weights."""
+    """Compute the metrics of a run's weights again, or those of a file of weights; with --attacks, their robustness."""
+    from limbeck.config_adversary import read_request
     from limbeck.config_files import recipe_of_file
     from limbeck.listings import loading, print_metrics
 
     options = recipe_of_file(run, model, weights, data, overrides or ())
+    request = read_request(attacks, epsilon, norm.value if norm else None, entry)
+    chosen: Literal["last", "best", "ema"] | None = which.value if which else None
+    if request:
+        from limbeck.present import attack_and_show
+
+        attack_and_show(run, options, weights, request, chosen)
+        return
     with loading():
         from limbeck.engine.evaluate import evaluate as evaluate_run
         from limbeck.engine.evaluate import evaluate_file
@@ -133,7 +169,8 @@ def evaluate(
     if options and weights:
         print_metrics(evaluate_file(options, weights), weights.name)
     elif run:
-        print_metrics(evaluate_run(run, which=which.value), which.value)
+        metrics = evaluate_run(run, which=chosen)
+        print_metrics(metrics, metrics["weights"])
 
 
 @app.command()

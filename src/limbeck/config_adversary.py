@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
 from limbeck.config_models import ModelOptions
-from limbeck.config_terms import NonNegative, Options, Positive
+from limbeck.config_terms import NonNegative, Options, Positive, did_you_mean
+from limbeck.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from limbeck.config_terms import Term
-
 
 
 def _known_attack(name: str) -> str:
@@ -109,3 +111,86 @@ def check_terms(adversary: AdversaryOptions, terms: Sequence[Term]) -> None:
             "`adversary.start` expected gaussian or uniform where the attack leaves the clean logits, got none: its "
             "first gradient is rounding noise"
         )
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+class AttackRequest(NamedTuple):
+    """What `limbeck evaluate` is to attack with; None is what the recipe's `adversary` says.
+
+    Attributes:
+        attacks: "clean", "pgdN", "cwN", "aa".
+        epsilons: Radii.
+        norm: "linf" or "l2".
+        robustbench: File for RobustBench's entry.
+    """
+
+    attacks: tuple[str, ...] | None
+    epsilons: tuple[float, ...] | None
+    norm: Literal["linf", "l2"] | None
+    robustbench: Path | None
+
+
+def read_request(
+    attacks: str | None, epsilon: str | None, norm: Literal["linf", "l2"] | None, file: Path | None
+) -> AttackRequest | None:
+    """Read the options of `limbeck evaluate` about attacks; None if it has none.
+
+    Raises:
+        UserError: an attack or a radius is none, or the file could not be written or would lack AutoAttack's figure.
+    """
+    if attacks is None and epsilon is None and norm is None and file is None:
+        return None
+    names = None if attacks is None else read_attacks(attacks)
+    if file is not None and "aa" not in (names or ()):
+        raise UserError("--robustbench expected `aa` among --attacks: its entry holds AutoAttack's figure")
+    if file is not None and not file.parent.is_dir():
+        raise UserError(f"--robustbench {file}: there is no folder {file.parent}; make it first")
+    return AttackRequest(names, None if epsilon is None else read_epsilons(epsilon), norm, file)
+
+
+def read_attacks(text: str) -> tuple[str, ...]:
+    """Read attacks between commas.
+
+    Raises:
+        UserError: one is unknown, or there is none.
+
+    >>> read_attacks("clean,pgd20,aa")
+    ('clean', 'pgd20', 'aa')
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if not re.fullmatch(r"(pgd|cw)[1-9][0-9]*|aa|clean", name):
+            known = ("clean", "pgd10", "pgd20", "cw10", "cw20", "aa")
+            raise UserError(f"--attacks expected clean, pgdN, cwN or aa, got `{name}`; {did_you_mean(name, known)}")
+    if not names:
+        raise UserError("--attacks expected names such as clean,pgd20,aa, got none")
+    return names
+
+
+def read_epsilons(text: str) -> tuple[float, ...]:
+    """Read radii between commas, each a number or a fraction of whole numbers.
+
+    Raises:
+        UserError: one is no number above 0, or there is none.
+
+    >>> read_epsilons("0.1, 8/255")
+    (0.1, 0.03137254901960784)
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    radii = tuple(_radius(word) for word in words)
+    if not radii:
+        raise UserError("--epsilon expected radii such as 0.1,0.2 or 8/255, got none")
+    return radii
+
+
+def _radius(word: str) -> float:
+    try:
+        numerator, _, denominator = word.partition("/")
+        radius = float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        radius = math.nan
+    if not 0 < radius < math.inf:
+        raise UserError(f"--epsilon expected numbers above 0 such as 0.1 or 8/255, got `{word}`")
+    return radius

@@ -63,7 +63,7 @@ def print_recipe(name: str) -> None:
 def print_losses() -> None:
     """Print each loss's formula and its options with their defaults."""
     rows = [
-        (name, f"{_summary(term)}\n{term.formula}\n[{', '.join(f'{o[0]}={o[1]}' for o in _options(term))}]\n")
+        (name, f"{_summary(term)}\n{term.formula}\n[{', '.join(f'{o[0]}={o[1]}' for o in _options(term)) or 'none'}]\n")
         for name, term in TERMS.items()
     ]
     print_table(("loss", "formula per sample [options]"), rows)
@@ -77,7 +77,8 @@ def print_loss(name: str) -> None:
         raise UserError(f"unknown loss `{name}`; {did_you_mean(name, TERMS)}")
     term = TERMS[name]
     say(f"{name}: {_summary(term)}\n{term.formula}")
-    print_table(("option", "default", "range", "meaning"), _options(term))
+    if _options(term):
+        print_table(("option", "default", "range", "meaning"), _options(term))
     say("Of every term in a recipe's `losses`:")
     print_table(("option", "default", "range", "meaning"), _options(TermOptions))
 
@@ -168,3 +169,48 @@ def _print_metrics(measured: Sequence[tuple[str, str, Mapping[str, float | None]
         for weights, split, values in measured
     ]
     print_table(("weights", "split", *(title for title, *_ in shown.values())), rows, numbers=True)
+
+
+def print_robustness(content: Mapping[str, Any]) -> None:
+    """Print what robustness.json holds: a row per attack and radius, worst cases, averages, warnings."""
+    from limbeck.analysis.robust import epsilon_text
+
+    rows = [("clean", "-", f"{100 * content['clean']:.2f}", "-", "-", "-", str(content["samples"]), "-")]
+    rows += [
+        (
+            row["attack"],
+            epsilon_text(row["epsilon"]),
+            f"{100 * row['accuracy']:.2f}",
+            "-" if row["step_size"] is None else f"{row['step_size']:.4g}",
+            row["start"] or "-",
+            row["iterate"] or "-",
+            str(row["n"]),
+            {None: "-", True: "yes", False: "no"}[row["standard"]],
+        )
+        for row in content["rows"]
+    ]
+    print_table(("attack", "epsilon", "top-1, %", "step", "start", "iterate", "n", "standard"), rows, numbers=True)
+    summary = [
+        ("worst case per image", epsilon_text(case["epsilon"]), f"{100 * case['accuracy']:.2f}", *case["attacks"])
+        for case in content["worst"]
+        if len(case["attacks"]) > 1
+    ]
+    summary += [
+        (
+            "average over epsilon",
+            ", ".join(map(epsilon_text, mean["epsilons"])),
+            f"{100 * mean['accuracy']:.2f}",
+            mean["attack"],
+        )
+        for mean in content["averages"]
+    ]
+    if summary:
+        titles = ("", "epsilon", "top-1, %", "of")
+        print_table(titles, [(*row[:3], ", ".join(row[3:])) for row in summary], numbers=True)
+    libraries = ", ".join(dict.fromkeys(row["library"] for row in content["rows"]))
+    say(
+        f"{content['weights']} weights, {content['split']} images, pixels in [0, 1], norm {content['norm']}, "
+        f"seed {content['seed']}{f'; {libraries}' if libraries else ''}."
+    )
+    for warning in content["warnings"]:
+        say(f"WARNING: {warning}.")

@@ -7,7 +7,7 @@ from limbeck.adversary.balls import ascend, project, start_points
 from limbeck.adversary.evaluate import evaluate, perturb
 from limbeck.adversary.modes import attack_mode
 from limbeck.adversary.pgd import AttackNotFinite, pgd
-from limbeck.adversary.robustness import Robustness, Row
+from limbeck.adversary.robustness import Robustness, Row, robustbench
 
 __all__ = [
     "AttackNotFinite",
@@ -26,5 +26,6 @@ __all__ = [
     "perturb",
     "pgd",
     "project",
+    "robustbench",
     "start_points",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,49 +128,61 @@ class Robustness:
             "warnings": list(self.warnings),
         }
 
-    def robustbench(
-        self, epsilon: float, *, dataset: str, architecture: str, additional_data: bool = False
-    ) -> dict[str, Any]:
-        """Return an entry of RobustBench's `model_info`. Link, name, authors and venue are left for the author.
 
-        Args:
-            epsilon: The radius that is reported.
-            dataset: RobustBench's name of it, such as "cifar10".
-            architecture: Such as "WideResNet-34-10".
-            additional_data: Whether real images beyond the training set were used; generated ones belong in the
-                footnote.
+def robustbench(
+    figures: Mapping[str, Any], epsilon: float, *, dataset: str, architecture: str, footnote: str = ""
+) -> dict[str, Any]:
+    """Return an entry of RobustBench's `model_info`; link, name, authors and venue are left to the author.
 
-        Returns:
-            The entry; percentages are strings, as there. `external` is there if other attacks break more.
+    Args:
+        figures: What `Robustness.to_dict` returned, or robustness.json holds.
+        epsilon: The radius that is reported.
+        dataset: Such as "cifar10".
+        architecture: Such as "WideResNet-34-10".
+        footnote: What readers should know, such as that generated images were used. Warnings are added.
 
-        Raises:
-            ValueError: AutoAttack was not run at this radius.
-        """
-        aa = next((row for row in self.rows if (row.attack, row.epsilon) == ("aa", epsilon)), None)
-        if aa is None:
-            raise ValueError(f"RobustBench's entry expected AutoAttack at epsilon {epsilon:g}; add `aa` to the attacks")
-        worst = share(self.worst(epsilon))
-        notes = [
-            "" if aa.standard else "Not the standard version of AutoAttack: fewer than 10 classes.",
-            *self.warnings,
-        ]
-        entry = {
-            "link": "",
-            "name": "",
-            "authors": "",
-            "additional_data": additional_data,
-            "number_forward_passes": 1,
-            "dataset": dataset,
-            "venue": "",
-            "architecture": architecture,
-            "eps": _fraction_of_255(epsilon),
-            "clean_acc": _percent(share(self.clean)),
-            "reported": _percent(aa.accuracy),
-            "autoattack_acc": _percent(aa.accuracy),
-            "footnote": " ".join(filter(None, [f"n = {aa.n}, {self.norm}.", *notes])),
-            "unreliable": bool(self.warnings),
-        }
-        return entry | ({"external": _percent(worst)} if worst < aa.accuracy else {})
+    Returns:
+        The entry; percentages are strings, as there. `external` is there if the worst case over all attacks is below
+        AutoAttack's figure.
+
+    Raises:
+        ValueError: AutoAttack was not run at this radius.
+
+    Example:
+        >>> flags = torch.tensor([True, False])
+        >>> row = Row("aa", 8 / 255, 0.5, None, None, None, None, None, "linf", 2, 0, "pyautoattack 0.2.0", True, 1.0)
+        >>> figures = Robustness(flags, (row,), {("aa", 8 / 255): flags}, (), "linf", 0).to_dict()
+        >>> entry = robustbench(figures, 8 / 255, dataset="cifar10", architecture="WideResNet-34-10")
+        >>> entry["eps"], entry["autoattack_acc"]
+        ('8/255', '50.00')
+
+    Reference:
+        Croce et al., "RobustBench: a standardized adversarial robustness benchmark", arXiv 2010.09670.
+    """
+    found = [row for row in figures["rows"] if (row["attack"], row["epsilon"]) == ("aa", epsilon)]
+    if not found:
+        raise ValueError(f"RobustBench's entry expected AutoAttack at epsilon {epsilon:g}; add `aa` to the attacks")
+    (aa,) = found
+    (worst,) = [case["accuracy"] for case in figures["worst"] if case["epsilon"] == epsilon]
+    version = "" if aa["standard"] else "Not the standard version of AutoAttack: fewer than 10 classes."
+    notes = [f"{aa['norm']}, n = {aa['n']}.", footnote, version, *(f"{warning}." for warning in figures["warnings"])]
+    entry = {
+        "link": "",
+        "name": "",
+        "authors": "",
+        "additional_data": False,
+        "number_forward_passes": 1,
+        "dataset": dataset,
+        "venue": "",
+        "architecture": architecture,
+        "eps": _of_255(epsilon),
+        "clean_acc": _percent(figures["clean"]),
+        "reported": _percent(aa["accuracy"]),
+        "autoattack_acc": _percent(aa["accuracy"]),
+        "footnote": " ".join(filter(None, notes)),
+        "unreliable": bool(figures["warnings"]),
+    }
+    return entry | ({"external": _percent(worst)} if worst < aa["accuracy"] else {})
 
 
 def share(flags: Tensor) -> float:
@@ -181,10 +194,10 @@ def _percent(accuracy: float) -> str:
     return f"{100 * accuracy:.2f}"
 
 
-def _fraction_of_255(epsilon: float) -> str:
+def _of_255(epsilon: float) -> str:
     """Return a radius as RobustBench writes it.
 
-    >>> _fraction_of_255(8 / 255), _fraction_of_255(0.5)
+    >>> _of_255(8 / 255), _of_255(0.5)
     ('8/255', '0.5')
     """
     levels = 255 * epsilon

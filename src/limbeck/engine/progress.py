@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 0.25
 MIN_BAR = 10  # columns of a terminal
 TIMES = len("0:00:00 0:00:00 left")  # elapsed and left
+ATTACK_SECONDS = 60.0  # between two lines about an attack
 DROPPED_FIRST = ("speed", "loss", "train", "validation", "epoch")  # where a line has no room for all
 
 
@@ -53,6 +54,9 @@ class Reporter:
 
     def epoch(self, line: Mapping[str, Any], epochs: int) -> None:
         """Tell the end of an epoch; `line` is what metrics.jsonl holds of it."""
+
+    def attack(self, title: str, *, done: int, images: int) -> None:
+        """Tell how many of the images have met an attack; its first call counts those of an earlier session."""
 
     def end_run(self, results: Mapping[str, Any]) -> None:
         """Tell the results of the run."""
@@ -141,7 +145,7 @@ class PlainReporter(Reporter):
 
     def __init__(self, stream: Any = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
-        self._title = ""
+        self._title = self._attack = ""
         self._plan: _Speed | None = None
 
     def note(self, text: str) -> None:
@@ -173,6 +177,18 @@ class PlainReporter(Reporter):
         if self._plan is None:
             speed = f"{self._run.per_second():,.0f} images/s, {self._run.left()} left"
             self.note(f"epoch {line['epoch']}/{epochs}: {describe_epoch(line)} ({speed})")
+
+    def attack(self, title: str, *, done: int, images: int) -> None:
+        """Print the images and the time that is left, once a minute and when the attack is done."""
+        now = time.monotonic()
+        if title != self._attack:
+            self._attack, self._told, self._images = title, now, _Speed(images, done)
+        self._images.add(done, 0)
+        if done == images or now - self._told > ATTACK_SECONDS:
+            self._told = now
+            self.note(
+                f"{title}: {done} of {images} images" + ("" if done == images else f", {self._images.left()} left")
+            )
 
     def end_run(self, results: Mapping[str, Any]) -> None:
         """Print the accuracy on the test split, or else on validation, and in a plan the time that is left."""
@@ -214,6 +230,7 @@ class RichReporter(Reporter):
         self._plan: _Speed | None = None
         self._plan_task: TaskID | None = None
         self._run_task: TaskID | None = None
+        self._attack = ""
         self._shown = 0.0
 
     def close(self) -> None:
@@ -273,6 +290,13 @@ class RichReporter(Reporter):
     def epoch(self, line: Mapping[str, Any], epochs: int) -> None:
         """Show the epoch's losses and accuracies beside the bar."""
         self._words = {"epoch": f"epoch {line['epoch']}/{epochs}", **_epoch_words(line)}
+
+    def attack(self, title: str, *, done: int, images: int) -> None:
+        """Move the bar of the attack, in the place of the run's."""
+        if title != self._attack:
+            self._attack = title
+            self.begin_run(title, steps=images, done=done)
+        self.step(done, done - self._run.now)
 
     def end_run(self, results: Mapping[str, Any]) -> None:
         """Draw the bar full and move the plan's."""
