@@ -169,3 +169,26 @@ def robust_demo_like(folder: Path, *, seeds: int = 3, **options: Any) -> Path:
                 ]
             )
     return fake_robust_comparison(folder, rows, **options)
+
+
+def fake_robust_sweep(folder: Path, path: str, points: Mapping[Any, Sequence[Seed]], **options: Any) -> Path:
+    """Write a sweep of one option; `points[value][seed]` is (clean, robust on test, clean, robust on validation).
+
+    Where the option is one of the adversary, the runs have its value.
+    """
+    seeds = range(len(next(iter(points.values()))))
+    content: dict[str, Any] = {"format": 1, "title": "A robust sweep", "protocol": "holdout", "points": []}
+    for value, accuracies in points.items():
+        name = f"{path.rsplit('.', 1)[-1]}={value}"
+        content["points"].append({"name": name, "values": [value], "runs": [f"{name}/seed{seed}" for seed in seeds]})
+        section, option = path.split(".", 1)
+        adversary = ADVERSARY | ({option: value} if section == "adversary" else {})
+        for seed, (clean, left, *held_out) in enumerate(accuracies):
+            validation = (held_out[0], held_out[1]) if held_out else None
+            run, found = folder / name / f"seed{seed}", (adversary["epsilon"],)
+            fake_robust_run(
+                run, clean=clean, left=left, validation=validation, adversary=adversary, epsilons=found, **options
+            )
+    content |= {"axes": [{"path": path, "values": list(points)}], "seeds": list(seeds), "vary_split": False}
+    write_json(folder / "sweep.json", content | {"diverged": {}, "teachers": []})
+    return folder

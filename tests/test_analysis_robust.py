@@ -6,6 +6,7 @@ import pytest
 from fake_robust_runs import ADVERSARY, EPSILON, attack_row, fake_robust_comparison, fake_robust_run, robust_demo_like
 
 from limbeck.analysis.comparison import summarise
+from limbeck.analysis.published import cells, compare_with_paper, titles
 from limbeck.analysis.report import write_report
 from limbeck.analysis.robust import attacks_of, epsilon_text
 from limbeck.analysis.run_files import read_run
@@ -222,6 +223,19 @@ def test_damaged_files_are_one_line_with_their_name(tmp_path, file, damage, line
     with pytest.raises(UserError, match=rf"seed0/{file}.*{line}") as caught:
         summarise(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_papers_column_stands_beside_what_rows_are_compared_by(tmp_path):
+    folder = fake_robust_comparison(tmp_path, {"trades": [SEEDS], "gkl": [SEEDS]})
+    published = {"source": "A table, AA", "teacher": None, "student": None, "rows": {"trades": 58.0, "gkl": 61.0}}
+    said = {"published": published, "protocol": "holdout", "contenders": ["trades", "gkl"]}
+    edit(folder / "comparison.json", lambda content: content.update(said))
+    table = compare_with_paper(folder)
+    assert titles(table)[4] == "ours,\naa, %"
+    assert [(line[0], line[4], line[6]) for line in cells(table)] == [
+        ("trades", "60.00 ± 1.00", "+2.00"),
+        ("gkl", "60.00 ± 1.00", "-1.00"),
+    ]
 
 
 def test_report_explains_attacks_and_names_what_chose(tmp_path):

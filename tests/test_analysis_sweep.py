@@ -8,7 +8,8 @@ import pytest
 from fake_runs import fake_run, write_json
 
 from limbeck.analysis.style import new_figure, styled
-from limbeck.analysis.sweep import columns, draw_lines, marginals, notes, picture, rich_table, summarise
+from limbeck.analysis.sweep import columns, marginals, notes, rich_table, summarise
+from limbeck.analysis.sweep_picture import draw_lines, picture
 from limbeck.errors import UserError
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from limbeck.errors import UserError, install
-from limbeck.listings import loading, print_rich, say
+from limbeck.listings import loading, print_rich, print_robustness, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from limbeck.config import Recipe
+    from limbeck.config_adversary import AttackRequest
     from limbeck.config_grid import Grid
 
 
@@ -66,6 +67,36 @@ def compare_and_show(
         say(f"For pictures and a report: {install('viz')}; then limbeck plot {folder}")
 
 
+def attack_and_show(
+    run: Path | None,
+    recipe: Recipe | None,
+    weights: Path | None,
+    request: AttackRequest,
+    which: Literal["last", "best", "ema"] | None,
+) -> None:
+    """Attack a run's weights, or a file of weights, and print what is left.
+
+    Args:
+        run: Folder of a run, or None.
+        recipe: Network and data of a file.
+        weights: The file.
+        request: Attacks, radii, norm.
+        which: Weights of the run; None is what it reports.
+    """
+    with loading():
+        from limbeck.engine.evaluate import attack_file, attack_folder, attack_run
+        from limbeck.engine.progress import open_reporter
+
+    if run is not None:
+        content, folder = attack_run(run, request, which=which, reporter=open_reporter()), run
+    elif recipe is not None and weights is not None:
+        content, folder = attack_file(recipe, weights, request, reporter=open_reporter()), attack_folder(weights)
+    print_robustness(content)
+    say(f"Figures and flags per image: {folder}")
+    if request.robustbench:
+        say(f"RobustBench's entry, to be completed: {request.robustbench}")
+
+
 def sweep_and_show(grid: Grid, folder: Path, *, seeds: int, workers: int | None = None) -> None:
     """Train a sweep's points, print its table and draw its picture.
 
@@ -95,7 +126,8 @@ def sweep_and_show(grid: Grid, folder: Path, *, seeds: int, workers: int | None 
 def _plot_sweep(folder: Path) -> None:
     """Draw the picture of a sweep into its folder, if it has one or two axes."""
     from limbeck.analysis.pictures import save
-    from limbeck.analysis.sweep import picture, summarise
+    from limbeck.analysis.sweep import summarise
+    from limbeck.analysis.sweep_picture import picture
 
     drawn = picture(summarise(folder))
     if drawn is None:

@@ -100,8 +100,9 @@ def summarise(folder: Path) -> Comparison:
         raise UserError(f"{folder}: none of the {len(missing)} runs is finished; {WAY_OUT}")
     baseline = next((row for row in finished if row.name == plan.baseline), None)
     attacks = None
-    if any(run.adversarial for row in finished for run in row.runs.values()):
-        attacks = plan_attacks(finished, baseline or finished[0])
+    runs = [run for row in finished for run in row.runs.values()]
+    if any(run.adversarial for run in runs):
+        attacks = plan_attacks(runs, next(iter((baseline or finished[0]).runs.values())))
         robust = robust_rows(finished, attacks)
         finished = tuple(replace(row, robust=made) for row, made in zip(finished, robust, strict=True))
     compared = _against(finished, plan.baseline)

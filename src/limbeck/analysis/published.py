@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Term = dict[str, Any]
 
-NAMES = {"cross_entropy": "CE", "kl": "KL", "reverse_kl": "reverse KL", "js": "JS"}
+NAMES = {"cross_entropy": "CE", "kl": "KL", "reverse_kl": "reverse KL", "js": "JS", "logit_mse": "logit MSE"}
 """Losses that are not written in capitals as they are."""
 SHORT = {
     "mse_weight": "mse",
@@ -50,13 +50,13 @@ NORMALIZERS = {"ikl": "samples", "gkl": "weights"}
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One line of the table; accuracies are test top-1 in percent, what is not known is None.
+    """One line of the table; accuracies in percent, what is not known is None.
 
     Attributes:
         name: the row's, or "teacher".
         terms: the loss terms of its setting; empty where nothing is trained.
         paper: the paper's figure.
-        ours: of the last epoch, over the seeds.
+        ours: what the comparison is by, over the seeds: test top-1, or what an attack left of it.
         optimistic: of the epoch that was best on the test images, which the figure above never is.
         remark: why there is no figure of ours; empty where there is one.
     """
@@ -71,9 +71,10 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A column of a paper's table beside a comparison: `source` names the column."""
+    """A column of a paper's table beside a comparison: `source` names the column, `ours` what ours is, in words."""
 
     source: str
+    ours: str
     protocol: str
     rows: tuple[PublishedRow, ...]
     epochs: int
@@ -99,12 +100,13 @@ def compare_with_paper(folder: Path) -> PublishedTable:
     names = [*(name for name in content["contenders"] if name not in published["rows"]), *published["rows"]]
     teacher = PublishedRow("teacher", paper=published["teacher"], ours=_teacher(comparison))
     rows = [_row(name, measured.get(name), content, published) for name in names]
-    if not any(_is_student_alone(row) for row in rows):
+    if published["student"] is not None and not any(_is_student_alone(row) for row in rows):
         rows.insert(0, PublishedRow("student alone", paper=published["student"], remark="no row of this comparison"))
     return PublishedTable(
         source=published["source"],
+        ours="last epoch" if comparison.attacks is None else comparison.attacks.headline,
         protocol=content["protocol"],
-        rows=(teacher, *rows),
+        rows=tuple(rows) if teacher.paper is None and teacher.ours is None else (teacher, *rows),
         epochs=comparison.epochs,
         seeds=len(comparison.seeds),
         missing=comparison.missing,
@@ -118,14 +120,15 @@ def _row(name: str, row: Row | None, content: Mapping[str, Any], published: Mapp
         known = name in content["contenders"]
         return PublishedRow(name, paper=paper, remark="not trained" if known else "no loss here yet")
     terms = tuple(row.settings[row.selected])
-    line = PublishedRow(name, terms, paper, row.top1, _optimistic(list(row.runs.values())))
+    line = PublishedRow(name, terms, paper, row.headline, _optimistic(list(row.runs.values())))
     if paper is None and _is_student_alone(line):
         return PublishedRow(name, terms, published["student"], line.ours, line.optimistic)
     return line
 
 
 def _is_student_alone(row: PublishedRow) -> bool:
-    return bool(row.terms) and all(term["name"] == "cross_entropy" for term in row.terms)
+    plain = (term["name"] == "cross_entropy" and term.get("on", "clean") == "clean" for term in row.terms)
+    return bool(row.terms) and all(plain)
 
 
 def _teacher(comparison: Comparison) -> Spread | None:
@@ -203,11 +206,15 @@ def soft_gradient(terms: Sequence[Term]) -> float | None:
 
 # --- the table ----------------------------------------------------------------------------------------------
 
-TITLES = ("method", "weights", "soft\ngradient", "paper,\n%", "ours, last\nepoch, %", "optimistic,\n%", "ours −\npaper")
+
+def titles(table: PublishedTable) -> tuple[str, ...]:
+    """Return the titles of the columns."""
+    ours = f"ours,\n{table.ours}, %"
+    return ("method", "weights", "soft\ngradient", "paper,\n%", ours, "optimistic,\n%", "ours −\npaper")
 
 
 def cells(table: PublishedTable) -> list[tuple[str, ...]]:
-    """Return the texts of each line, under `TITLES`."""
+    """Return the texts of each line, under the `titles`."""
     return [_cells(row, table.seeds) for row in table.rows]
 
 
@@ -238,7 +245,7 @@ def notes(table: PublishedTable) -> list[str]:
     return [
         *sentences,
         f"n = {table.seeds} per row, {table.epochs} epochs, {protocol}; ± is the standard deviation over seeds. "
-        "ours − paper: points, of the last epoch.",
+        f"ours − paper: points, {table.ours}.",
         "optimistic: the epoch that was best on the test images. It is chosen by what it is measured on, so it is too "
         "high, but many published figures are made so.",
         "soft gradient: the factor of softmax(z / T) − softmax(z_teacher / T) in the gradient to the student's logits "
@@ -257,7 +264,7 @@ def rich_published(table: PublishedTable) -> Group:
     except ImportError as error:
         raise missing_extra("rich", "cli", "the table") from error
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title=table.source)
-    for title in TITLES:
+    for title in titles(table):
         left = title in ("method", "weights")
         drawn.add_column(Text(title), justify="left" if left else "right", no_wrap=title != "weights")
     for row, texts in zip(table.rows, cells(table), strict=True):

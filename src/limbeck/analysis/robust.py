@@ -73,7 +73,8 @@ class AttackPlan:
         samples: images attacked, the numbers found in the runs.
         validation: the attack behind the accuracy on validation, which chooses settings and epochs.
         reported: which weights the runs report, sorted.
-        warnings: what the evaluation warned of -> in how many runs.
+        warnings: what the evaluation warned of -> in how many of the runs.
+        runs: how many there are.
     """
 
     epsilon: float
@@ -84,6 +85,7 @@ class AttackPlan:
     validation: str
     reported: tuple[str, ...]
     warnings: Mapping[str, int]
+    runs: int
 
 
 def epsilon_text(epsilon: float) -> str:
@@ -140,14 +142,12 @@ def attacks_at(run: Run, epsilon: float) -> dict[str, Attack]:
     return {name: Attack(name, own, norm, 100 * left, samples, f"{name[3:]} steps, as on validation")}
 
 
-def plan_attacks(rows: Sequence[Row], first: Row) -> AttackPlan:
-    """Return the attacks that all runs of the rows have at the epsilon that the row `first` was trained at.
+def plan_attacks(runs: Sequence[Run], leader: Run) -> AttackPlan:
+    """Return the attacks that all of several runs have at the epsilon that the run `leader` was trained at.
 
     Raises:
         UserError: there is no such attack, or the runs were attacked in different norms.
     """
-    runs = [run for row in rows for run in row.runs.values()]
-    leader = next(iter(first.runs.values()))
     epsilon = training_epsilon(leader)
     if epsilon is None:
         raise UserError(f"{leader.folder}: expected a run of task adversarial, as the others are; train it again")
@@ -156,8 +156,8 @@ def plan_attacks(rows: Sequence[Row], first: Row) -> AttackPlan:
     if not common:
         lacking = next((run for run, attacks in zip(runs, found, strict=True) if not attacks), runs[-1])
         raise UserError(
-            f"{lacking.folder}: expected an attack at epsilon {epsilon_text(epsilon)} that all runs of the comparison "
-            f"have; make one with `limbeck evaluate RUN --attacks pgd20 --epsilon {epsilon:g}`"
+            f"{lacking.folder}: expected an attack at epsilon {epsilon_text(epsilon)} that the runs beside it have; "
+            f"make one with `limbeck evaluate RUN --attacks pgd20 --epsilon {epsilon:g}`"
         )
     norms = sorted({attacks[name].norm for attacks in found for name in common})
     if len(norms) > 1:
@@ -172,6 +172,7 @@ def plan_attacks(rows: Sequence[Row], first: Row) -> AttackPlan:
         validation=validation_attack(leader),
         reported=tuple(sorted({run.reported for run in runs})),
         warnings=_warnings(runs),
+        runs=len(runs),
     )
 
 

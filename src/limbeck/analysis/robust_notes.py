@@ -19,20 +19,43 @@ WEIGHTS = {
 NORMS = {"linf": "L∞", "l2": "L2"}
 
 
-def reported_weights(attacks: AttackPlan) -> str:
+def weights(attacks: AttackPlan) -> str:
     """Return which weights the figures are of."""
-    kinds = " or ".join(WEIGHTS.get(kind, kind) for kind in attacks.reported)
-    return f"weights {kinds}; column epoch: from the earliest seed to the latest"
+    return " or ".join(WEIGHTS.get(kind, kind) for kind in attacks.reported)
+
+
+def protocol(attacks: AttackPlan) -> list[str]:
+    """Return epsilon, norm, number of images, how each attack was made, and what the evaluation warned of."""
+    samples = " or ".join(map(str, attacks.samples))
+    if len(attacks.samples) > 1:
+        samples += " (NOT THE SAME NUMBER FOR ALL)"
+    made = "; ".join(
+        f"{'aa (AutoAttack)' if name == AUTO_ATTACK else name}: {ways[0]}" for name, ways in attacks.made.items()
+    )
+    ball = f"{NORMS.get(attacks.norm, attacks.norm)} ball of radius epsilon = {epsilon_text(attacks.epsilon)}"
+    return [
+        f"Robust accuracy: {ball}, pixels in [0, 1], n = {samples} images. {made}.",
+        *(
+            f"NOT COMPARABLE: {name} was not made in the same way for all runs: {'; or '.join(ways)}."
+            for name, ways in attacks.made.items()
+            if len(ways) > 1
+        ),
+        *(
+            f"WARNING of the evaluation in {count} of {attacks.runs} runs: {text.rstrip('.')}."
+            for text, count in attacks.warnings.items()
+        ),
+    ]
 
 
 def sentences(comparison: Comparison, attacks: AttackPlan) -> list[str]:
     """Return what belongs under the table of a comparison of adversarial training, beside what all tables have."""
-    found = [_protocol(attacks)]
-    found += [
-        f"NOT COMPARABLE: {name} was not made in the same way for all runs: {'; or '.join(ways)}."
-        for name, ways in attacks.made.items()
-        if len(ways) > 1
-    ]
+    chosen = "AutoAttack" if attacks.headline == AUTO_ATTACK else "the attack that leaves least on average"
+    if len(attacks.made) == 1:
+        chosen = "the only attack that all runs have"
+    compared = f"Rows are compared by {attacks.headline}, {chosen}."
+    if any(row.robust and row.robust.worst for row in comparison.rows):
+        compared += " worst: images that no attack got wrong."
+    found = [*protocol(attacks), compared]
     if comparison.baseline is not None:
         found.append(
             f"Clean top-1 is tested in the same way, its p corrected by itself: against {comparison.baseline} a method "
@@ -46,30 +69,7 @@ def sentences(comparison: Comparison, attacks: AttackPlan) -> list[str]:
     ]
     if own:
         found.append(f"Trained against an adversary of its own: {'; '.join(own)}.")
-    runs = sum(len(row.runs) for row in comparison.rows)
-    found += [
-        f"WARNING of the evaluation in {count} of {runs} runs: {text.rstrip('.')}."
-        for text, count in attacks.warnings.items()
-    ]
     return found
-
-
-def _protocol(attacks: AttackPlan) -> str:
-    """Return epsilon, norm, number of images and how each attack was made."""
-    samples = " or ".join(map(str, attacks.samples))
-    if len(attacks.samples) > 1:
-        samples += " (NOT THE SAME NUMBER FOR ALL)"
-    made = "; ".join(
-        f"{'aa (AutoAttack)' if name == AUTO_ATTACK else name}: {ways[0]}" for name, ways in attacks.made.items()
-    )
-    chosen = "AutoAttack" if attacks.headline == AUTO_ATTACK else "the attack that leaves least on average"
-    if len(attacks.made) == 1:
-        chosen = "the only attack that all runs have"
-    ball = f"{NORMS.get(attacks.norm, attacks.norm)} ball of radius epsilon = {epsilon_text(attacks.epsilon)}"
-    return (
-        f"Robust accuracy: {ball}, pixels in [0, 1], n = {samples} images. {made}. Rows are compared by "
-        f"{attacks.headline}, {chosen}. worst: images that no attack got wrong."
-    )
 
 
 def _trades(comparison: Comparison, attacks: AttackPlan) -> list[str]:

@@ -1,16 +1,15 @@
-"""A sweep from its files: what each point of the grid reached, which one validation chooses, a table, a picture."""
+"""A sweep from its files: what each point of the grid reached, which one validation chooses, a table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from limbeck.analysis.pictures import Picture
-from limbeck.analysis.run_files import Array, Run, read_versioned
+from limbeck.analysis import robust_notes
+from limbeck.analysis.robust import AttackPlan, attacks_at, plan_attacks
+from limbeck.analysis.rows import optional
+from limbeck.analysis.run_files import Run, read_versioned
 from limbeck.analysis.statistics import spread
-from limbeck.analysis.style import COLOURS, GRID, legend_above, look, marker, new_figure, png, styled
 from limbeck.analysis.wording import mean_and_std
 from limbeck.errors import UserError, missing_extra
 
@@ -18,15 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from matplotlib.axes import Axes
     from rich.console import Group
     from rich.table import Table
 
     from limbeck.analysis.statistics import Spread
-
-LINES = 6  # more values of the second axis are drawn as a heat map
-BARS_APART = 0.008  # of the width
-LOGARITHMIC = 30  # largest over smallest value from which an axis of positive numbers is logarithmic
 
 
 @dataclass(frozen=True)
@@ -44,13 +38,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of values.
+    """One combination of values. Accuracies are percentages of the reported weights; None without a run or a split.
 
     Attributes:
         name: Its folder.
         values: One of each axis.
-        validation: Top-1 on validation after the last epoch, in percent; None without a finished run or a split.
-        test: Top-1 on test after the last epoch, in percent; None without a finished run or a split.
+        validation: On validation, what points are compared by: top-1, or robust accuracy after adversarial training.
+        test: The same on test.
+        clean_validation: Top-1 on validation, after adversarial training.
+        clean_test: Top-1 on test, after adversarial training.
         finished: Number of finished runs.
         diverged: Number of runs that diverged.
     """
@@ -59,6 +55,8 @@ class Point:
     values: tuple[Any, ...]
     validation: Spread | None
     test: Spread | None
+    clean_validation: Spread | None
+    clean_test: Spread | None
     finished: int
     diverged: int
 
@@ -74,6 +72,9 @@ class Sweep:
         points: In the order of the grid.
         seeds: Seeds of each point.
         vary_split: Whether each seed had its own split and teacher.
+        adversarial: Whether the runs were trained against attacks.
+        attacks: How their robust accuracy was measured; None where the points have adversaries of different radius,
+            norm or number of validation steps, so that nothing can be compared.
     """
 
     title: str
@@ -82,21 +83,40 @@ class Sweep:
     points: tuple[Point, ...]
     seeds: tuple[int, ...]
     vary_split: bool
+    adversarial: bool
+    attacks: AttackPlan | None
 
     @property
     def split(self) -> str:
         """The split that table and picture show: validation, or test where nothing was held out."""
         return "validation" if any(point.validation for point in self.points) else "test"
 
+    def measure(self, split: str) -> str:
+        """Return in words what points are compared by on a split."""
+        if not self.adversarial:
+            return f"{split} top-1"
+        if self.attacks is None:
+            return f"{split} robust accuracy"
+        return f"{split} {self.attacks.validation if split == 'validation' else self.attacks.headline}"
+
     @property
     def chosen(self) -> Point | None:
-        """The point with the best mean on validation, of those that no seed is missing of; None without validation."""
+        """The point with the best mean on validation, of those that no seed is missing of.
+
+        None without validation, and where the figures of the points cannot be compared.
+        """
+        if self.adversarial and self.attacks is None:
+            return None
         whole = [point for point in self.points if point.validation and point.finished == len(self.seeds)]
-        return max(whole, key=lambda point: _mean(point.validation), default=None)
+        return max(whole, key=lambda point: point.validation.mean if point.validation else 0.0, default=None)
 
     def shown(self, point: Point) -> Spread | None:
         """Return what table and picture show of a point."""
         return point.validation if self.split == "validation" else point.test
+
+    def clean(self, point: Point) -> Spread | None:
+        """Return the clean accuracy beside it, after adversarial training."""
+        return point.clean_validation if self.split == "validation" else point.clean_test
 
 
 def summarise(folder: Path) -> Sweep:
@@ -108,36 +128,64 @@ def summarise(folder: Path) -> Sweep:
     path = folder / "sweep.json"
     content = read_versioned(path, way_out="start the sweep again with `limbeck sweep`")
     try:
-        points = tuple(_point(folder, point, content["diverged"]) for point in content["points"])
-        axes = tuple(Axis(axis["path"], tuple(axis["values"])) for axis in content["axes"])
+        runs = [[Run(folder / name) for name in point["runs"]] for point in content["points"]]
+        diverged = {folder / name for name in content["diverged"]}
+        finished = [[run for run in group if run.folder not in diverged and run.finished] for group in runs]
+        everything = [run for group in finished for run in group]
+        attacks = _attacks(everything)
+        points = tuple(
+            _point(point, group, attacks, sum(run.folder in diverged for run in planned))
+            for point, planned, group in zip(content["points"], runs, finished, strict=True)
+        )
         sweep = Sweep(
-            content["title"],
-            content["protocol"],
-            axes,
-            points,
-            tuple(content["seeds"]),
-            content["vary_split"],
+            title=content["title"],
+            protocol=content["protocol"],
+            axes=tuple(Axis(axis["path"], tuple(axis["values"])) for axis in content["axes"]),
+            points=points,
+            seeds=tuple(content["seeds"]),
+            vary_split=content["vary_split"],
+            adversarial=any(run.adversarial for run in everything),
+            attacks=attacks,
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: lacks {error}; start the sweep again with `limbeck sweep`") from error
-    if not any(point.finished for point in points):
+    if not everything:
         raise UserError(f"{folder}: none of the runs of this sweep is finished; the same `limbeck sweep` goes on")
     return sweep
 
 
-def _point(folder: Path, content: dict[str, Any], diverged: dict[str, str]) -> Point:
-    runs = [Run(folder / name) for name in content["runs"] if name not in diverged]
-    finished = [run for run in runs if run.finished]
-    top1: dict[str, Spread | None] = {}
-    for split in ("validation", "test"):
-        values = [value for run in finished if (value := run.metric("last", split, "top1")) is not None]
-        top1[split] = spread([100 * value for value in values]) if values else None
-    gone = sum(name in diverged for name in content["runs"])
-    return Point(content["name"], tuple(content["values"]), top1["validation"], top1["test"], len(finished), gone)
+def _attacks(runs: Sequence[Run]) -> AttackPlan | None:
+    """Return the attacks by which points are compared; None without, or where the runs measure different things."""
+    if not any(run.adversarial for run in runs):
+        return None
+    measured = {
+        tuple(run.results.get("adversary", {}).get(key) for key in ("epsilon", "norm", "validation_steps"))
+        for run in runs
+    }
+    return plan_attacks(runs, runs[0]) if len(measured) == 1 else None
 
 
-def _mean(values: Spread | None) -> float:
-    return values.mean if values else float("nan")
+def _point(content: dict[str, Any], finished: Sequence[Run], attacks: AttackPlan | None, diverged: int) -> Point:
+    adversarial = any(run.adversarial for run in finished)
+    top1 = {split: optional(finished, split, "top1", 100) for split in ("validation", "test")}
+    validation, test = top1["validation"], top1["test"]
+    if adversarial:
+        validation = optional(finished, "validation", "robust", 100)
+        test = None if attacks is None else spread([_left(run, attacks) for run in finished])
+    return Point(
+        name=content["name"],
+        values=tuple(content["values"]),
+        validation=validation,
+        test=test,
+        clean_validation=top1["validation"] if adversarial else None,
+        clean_test=top1["test"] if adversarial else None,
+        finished=len(finished),
+        diverged=diverged,
+    )
+
+
+def _left(run: Run, attacks: AttackPlan) -> float:
+    return attacks_at(run, attacks.epsilon)[attacks.headline].accuracy
 
 
 def text_of(value: Any) -> str:
@@ -163,14 +211,31 @@ def text_of(value: Any) -> str:
 def notes(sweep: Sweep) -> list[str]:
     """Return the sentences that belong under the table."""
     seeds, runs = len(sweep.seeds), sum(point.finished for point in sweep.points)
-    reach = "each seed with its own split and teacher" if sweep.vary_split else "one split for all seeds"
-    sentences = [f"Last epoch; ± is the standard deviation over n seeds, {reach}."]
+    reach = "one split for all seeds"
+    if sweep.vary_split:
+        reach = "each seed with its own split" + ("" if sweep.adversarial else " and teacher")
+    weights = "Last epoch"
+    if sweep.attacks is not None:
+        weights = f"Weights {robust_notes.weights(sweep.attacks)}"
+    sentences = [f"{weights}; ± is the standard deviation over n seeds, {reach}."]
     if missing := len(sweep.points) * seeds - runs - sum(point.diverged for point in sweep.points):
         sentences.insert(0, f"Unfinished: {missing} of {len(sweep.points) * seeds} runs are missing.")
     if gone := [f"{point.name} ({point.diverged} of {seeds})" for point in sweep.points if point.diverged]:
         sentences.append(f"Diverged and left out: {', '.join(gone)}.")
-    chosen = sweep.chosen
-    if sweep.split == "test":
+    if sweep.attacks is not None:
+        sentences += robust_notes.protocol(sweep.attacks)
+    return [*sentences, *_choice(sweep)]
+
+
+def _choice(sweep: Sweep) -> list[str]:
+    """Return what is said of the point that was chosen, or of why none was."""
+    chosen, sentences = sweep.chosen, []
+    if sweep.adversarial and sweep.attacks is None:
+        sentences.append(
+            "The points were attacked at different radii, in different norms or with different numbers of steps: their "
+            "robust accuracies cannot be compared, so none is chosen."
+        )
+    elif sweep.split == "test":
         sentences.append(
             "Nothing was held out: all figures are of the test split, so no setting may be chosen by them. "
             "To choose one, sweep with `protocol: holdout` and `data.validation` above 0."
@@ -187,17 +252,27 @@ def notes(sweep: Sweep) -> list[str]:
 
 def columns(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     """Return the column titles and, for each point, the texts under them."""
-    chosen, seeds = sweep.chosen, len(sweep.seeds)
-    titles = [*(".\n".join(axis.path.rsplit(".", 1)) for axis in sweep.axes), f"{sweep.split} top-1, %", "n"]
-    rows = [
-        [*map(text_of, point.values), _accuracy(sweep.shown(point)), f"{point.finished}/{seeds}"]
-        for point in sweep.points
-    ]
+    points, chosen = sweep.points, sweep.chosen
+    table = {
+        ".\n".join(axis.path.rsplit(".", 1)): [text_of(point.values[number]) for point in points]
+        for number, axis in enumerate(sweep.axes)
+    }
+    table[_title(sweep, sweep.measure(sweep.split))] = [_accuracy(sweep.shown(point)) for point in points]
+    if sweep.adversarial:
+        table[_title(sweep, f"{sweep.split} clean")] = [_accuracy(sweep.clean(point)) for point in points]
+    table["n"] = [f"{point.finished}/{len(sweep.seeds)}" for point in points]
     if chosen is not None and chosen.test is not None:
-        titles.append("test top-1, %")
-        for point, row in zip(sweep.points, rows, strict=True):
-            row.append(_accuracy(point.test) + " *" if point is chosen else "")
-    return titles, rows
+        shown = {sweep.measure("test"): _accuracy(chosen.test) + " *"}
+        if sweep.adversarial:
+            shown["test clean"] = _accuracy(chosen.clean_test)
+        for title, text in shown.items():
+            table[_title(sweep, title)] = [text if point is chosen else "" for point in points]
+    return list(table), [list(texts) for texts in zip(*table.values(), strict=True)]
+
+
+def _title(sweep: Sweep, words: str) -> str:
+    """Return a title with its unit, on two lines where there are many columns."""
+    return f"{words}, %".replace(" ", "\n", 1) if sweep.adversarial else f"{words}, %"
 
 
 def _accuracy(values: Spread | None) -> str:
@@ -229,7 +304,7 @@ def rich_table(sweep: Sweep) -> Group:
             for number, axis in enumerate(sweep.axes)
             for value, values in marginals(sweep, number)
         ]
-        mean = f"mean {sweep.split} top-1, %, ± over the other options"
+        mean = f"mean {sweep.measure(sweep.split)}, %, ± over the other options"
         tables.append(_table(["option", "value", mean], texts, 2, None))
     return Group(*tables, Text(), *(Text(sentence, style="dim") for sentence in notes(sweep)))
 
@@ -245,98 +320,3 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], names: int, bes
     for number, row in enumerate(rows):
         table.add_row(*row, style="bold" if number == best else None)
     return table
-
-
-# --- picture ----------------------------------------------------------------------------------------------
-
-
-def picture(sweep: Sweep) -> Picture | None:
-    """Return the picture; None with three axes and more, which a plane does not hold.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    if len(sweep.axes) > 2:
-        return None
-    with styled():
-        figure, (axes,) = new_figure(3.6)
-        if len(sweep.axes) == 2 and len(sweep.axes[1].values) > LINES:
-            draw_map(sweep, axes)
-        else:
-            draw_lines(sweep, axes)
-        caption = f"Mean {sweep.split} top-1 over {len(sweep.seeds)} seeds, with its standard deviation in a line plot."
-        return Picture("sweep", sweep.title, caption, png(figure))
-
-
-def draw_lines(sweep: Sweep, axes: Axes) -> Axes:
-    """Draw the mean over the first axis, a line for each value of the second, with the standard deviation as bars."""
-    first = sweep.axes[0]
-    places = np.array(first.values if first.numeric else range(len(first.values)), dtype=float)
-    order = np.argsort(places)
-    seconds = sweep.axes[1].values if len(sweep.axes) == 2 else (None,)
-    for number, second in enumerate(seconds):
-        points = [p for p in sweep.points if len(sweep.axes) == 1 or p.values[1] == second]
-        spreads = [sweep.shown(point) for point in points]
-        means = np.array([_mean(values) for values in spreads])
-        errors = np.array([values.std or 0.0 if values else 0.0 for values in spreads])
-        label = f"{_short(sweep.axes[1].path)} {text_of(second)}" if len(sweep.axes) == 2 else None
-        aside = _aside(places, number - (len(seconds) - 1) / 2)
-        style = look(number) | marker(number)
-        axes.errorbar(aside[order], means[order], errors[order], label=label, capsize=3, **style)
-        if sweep.chosen in points:
-            index = points.index(sweep.chosen)
-            ring: dict[str, Any] = {"markersize": 13, "fillstyle": "none", "color": COLOURS[-1]}
-            axes.plot(aside[index], means[index], "o", label="chosen on validation", zorder=3, **ring)
-    _label_first_axis(first, places, axes)
-    axes.set_ylabel(f"{sweep.split} top-1, %")
-    if axes.get_legend_handles_labels()[1]:
-        legend_above(axes)
-    return axes
-
-
-def _logarithmic(places: Array) -> bool:
-    return bool(places.min() > 0 and places.max() / places.min() >= LOGARITHMIC)
-
-
-def _aside(places: Array, steps: float) -> Array:
-    """Return places moved to the side a little, so that the bars of several lines stay apart."""
-    if _logarithmic(places):
-        return np.asarray(places * (places.max() / places.min()) ** (BARS_APART * steps))
-    return np.asarray(places + np.ptp(places) * BARS_APART * steps)
-
-
-def _label_first_axis(axis: Axis, places: Array, axes: Axes) -> None:
-    """Set ticks at the values, on a logarithmic scale where they span much."""
-    if axis.numeric and _logarithmic(places):
-        axes.set_xscale("log")
-    axes.set_xticks(places, [text_of(value) for value in axis.values])
-    axes.minorticks_off()
-    axes.set_xlabel(axis.path)
-
-
-def draw_map(sweep: Sweep, axes: Axes) -> Axes:
-    """Draw the means as a heat map with their figures: the first axis downwards, the second to the right."""
-    first, second = sweep.axes
-    means = np.array([_mean(sweep.shown(p)) for p in sweep.points]).reshape(len(first.values), len(second.values))
-    image = axes.imshow(means, cmap="cividis", aspect="auto")
-    middle = (np.nanmin(means) + np.nanmax(means)) / 2
-    for (row, column), mean in np.ndenumerate(means):
-        if np.isfinite(mean):
-            is_chosen = sweep.points[row * len(second.values) + column] is sweep.chosen
-            colour = "black" if mean > middle else "white"
-            weight = "bold" if is_chosen else "normal"
-            axes.text(
-                column, row, f"{mean:.1f}" + "*" * is_chosen, color=colour, weight=weight, ha="center", va="center"
-            )
-    for ticks, axis in ((axes.set_yticks, first), (axes.set_xticks, second)):
-        ticks(range(len(axis.values)), [text_of(value) for value in axis.values])
-    axes.set_ylabel(first.path)
-    axes.set_xlabel(second.path)
-    axes.grid(visible=False)
-    colours = axes.figure.colorbar(image, ax=axes, label=f"{sweep.split} top-1, %")
-    colours.outline.set_edgecolor(GRID)
-    return axes
-
-
-def _short(path: str) -> str:
-    return path.rsplit(".", 1)[-1]

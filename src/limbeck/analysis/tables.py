@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.analysis.columns import WORDS, column_groups, columns, is_best
-from limbeck.analysis.robust_notes import reported_weights, sentences
+from limbeck.analysis.robust_notes import sentences, weights
 from limbeck.analysis.wording import plural, value_text
 from limbeck.errors import missing_extra
 
@@ -104,10 +104,12 @@ def _sizes(comparison: Comparison) -> str:
         others = " and teacher" if comparison.teachers else ""
         reach = f"each seed with its own split{others}: the intervals cover both and the randomness of training"
     counted = ", ".join(f"{count} {split}" for split, count in comparison.images.items() if count)
-    weights = "last epoch" if comparison.attacks is None else reported_weights(comparison.attacks)
+    of = "last epoch"
+    if comparison.attacks is not None:
+        of = f"weights {weights(comparison.attacks)}; column epoch: from the earliest seed to the latest"
     return (
         f"n = {len(comparison.seeds)} {plural('seed', len(comparison.seeds))} per row, {comparison.epochs} epochs, "
-        f"{weights}; ± is the standard deviation over seeds. Images: {counted}, {reach}."
+        f"{of}; ± is the standard deviation over seeds. Images: {counted}, {reach}."
     )
 
 
