@@ -124,6 +124,11 @@ def test_published_constants_normalise_to_mean_0_and_standard_deviation_1():
         assert torch.allclose(normalise(images, cifar.PIXELS[name])[1], torch.ones(3, 32, 32), atol=0.02)
 
 
+def test_pixels_are_normalised_by_the_constants_of_the_distillation_literature():
+    assert cifar.PIXELS["cifar10"][1:] == ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+    assert cifar.PIXELS["cifar100"][1:] == ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+
+
 # --- the data folder ---
 
 
