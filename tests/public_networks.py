@@ -103,6 +103,19 @@ def wrn_state(name: str, classes: int) -> State:
     return state | norm("bn1", channels[-1]) | linear("fc", channels[-1], classes)
 
 
+def preact_state(name: str, classes: int) -> State:
+    state = conv("conv1", 3, 64, 3)
+    for stage in (1, 2, 3, 4):
+        for index in (0, 1):
+            at, outgoing = f"layer{stage}.{index}", 32 * 2**stage
+            incoming = outgoing // 2 if stage > 1 and index == 0 else outgoing
+            state |= norm(f"{at}.bn1", incoming) | conv_norm(f"{at}.conv1", f"{at}.bn2", incoming, outgoing, 3)
+            state |= conv(f"{at}.conv2", outgoing, outgoing, 3)
+            if incoming != outgoing:
+                state |= conv(f"{at}.shortcut.0", incoming, outgoing, 1)
+    return state | norm("bn", 512) | linear("linear", 512, classes)
+
+
 def swish_state(name: str, classes: int) -> State:
     depth, widen = (int(number) for number in name.split("_")[1:3])
     state = conv("init_conv", 3, 16, 3)
@@ -241,6 +254,18 @@ def wrn_logits(net: Twin, images: Tensor) -> Tensor:
     return net.head("fc", net.norm("bn1", maps).relu())
 
 
+def preact_logits(net: Twin, images: Tensor) -> Tensor:
+    maps = net.conv("conv1", images)
+    for stage in (1, 2, 3, 4):
+        for index in (0, 1):
+            at, stride = f"layer{stage}.{index}.", 2 if stage > 1 and index == 0 else 1
+            active = net.norm(f"{at}bn1", maps).relu()
+            around = net.conv(f"{at}shortcut.0", active, stride) if stride == 2 else maps
+            inner = net.norm(f"{at}bn2", net.conv(f"{at}conv1", active, stride)).relu()
+            maps = net.conv(f"{at}conv2", inner) + around
+    return net.head("linear", net.norm("bn", maps).relu())
+
+
 def swish_logits(net: Twin, images: Tensor) -> Tensor:
     """On 100 classes; an even side at stride 2 is padded by one row below and one column to the right."""
     mean, std = torch.tensor([0.5071, 0.4865, 0.4409]), torch.tensor([0.2673, 0.2564, 0.2762])
@@ -327,6 +352,7 @@ FAMILIES = {
     **dict.fromkeys(("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"), (wrn_state, wrn_logits)),
     **dict.fromkeys(("wrn_28_10", "wrn_34_10", "wrn_34_20"), (wrn_state, wrn_logits)),
     "wrn_28_10_swish": (swish_state, swish_logits),
+    "preact_resnet18": (preact_state, preact_logits),
     **dict.fromkeys(("vgg8", "vgg13"), (vgg_state, vgg_logits)),
     "mobilenet_v2": (mobilenet_v2_state, mobilenet_v2_logits),
     "mobilenet_v1": (mobilenet_v1_state, mobilenet_v1_logits),

@@ -71,7 +71,7 @@ def check_loaded(path, state):
 # --- public names ---------------------------------------------------------------------------------------------
 
 SMALL = ["resnet8", "resnet20", "resnet8x4", "wrn_16_1", "wrn_16_2", "vgg8", "vgg13", "mobilenet_v2"]
-SMALL += ["shufflenet_v1", "shufflenet_v2", "resnet18_cifar", "mobilenet_v1", "resnet18"]
+SMALL += ["shufflenet_v1", "shufflenet_v2", "resnet18_cifar", "preact_resnet18", "mobilenet_v1", "resnet18"]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -132,6 +132,13 @@ def test_public_names_are_those_in_the_files():
         ],
         "resnet50_cifar": ["layer4.2.bn3.weight", "layer1.0.shortcut.0.weight", "linear.weight"],
         "wrn_40_2": ["block1.layer.0.convShortcut.weight", "block3.layer.5.bn2.bias", "bn1.weight", "fc.weight"],
+        "preact_resnet18": [
+            "conv1.weight",
+            "layer4.0.shortcut.0.weight",
+            "layer1.1.bn2.bias",
+            "bn.weight",
+            "linear.bias",
+        ],
         "wrn_28_10_swish": ["init_conv.weight", "layer.2.block.3.batchnorm_1.bias", "batchnorm.weight", "logits.bias"],
         "vgg13": ["block0.0.bias", "block4.3.weight", "block4.4.running_mean", "classifier.weight"],
         "mobilenet_v2": ["conv1.0.weight", "blocks.5.2.conv.7.weight", "conv2.1.weight", "classifier.0.bias"],
@@ -144,6 +151,76 @@ def test_public_names_are_those_in_the_files():
         with torch.device("meta"):
             ours = MODELS[name]((3, 32, 32), 100).state_dict()
         assert {our_name(key, name) for key in keys} <= set(ours)
+
+
+# --- robust networks ------------------------------------------------------------------------------------------
+
+CONSTANTS = {  # means and standard deviations
+    10: ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+def trades(state):
+    """As TRADES and AWP save it: of DataParallel, with the copy of the first stage that is never used."""
+    copy = {f"sub_{key}": torch.zeros_like(value) for key, value in state.items() if key.startswith("block1.")}
+    return {"state_dict": {f"module.{key}": value for key, value in {**state, **copy}.items()}, "epoch": 200}
+
+
+def gkl(state):
+    """As a network behind a layer that normalises: the second of two, or the only one with weights."""
+    return {f"module.0.{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("layout", [trades, gkl])
+@torch.no_grad()
+def test_a_robust_wide_network_has_the_logits_of_its_public_network(layout, tmp_path):
+    state = public_state("wrn_16_2", classes=10)
+    model = build("wrn_16_2", classes=10)
+    load_weights(save(tmp_path / "robust.pt", layout(state)), model, "wrn_16_2")
+    check_same(model(images(32)), public_logits("wrn_16_2", state, images(32)))
+
+
+def of_its_own(state, classes=100):
+    """As RobustBench's network saved it once: its constants beside the weights."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in CONSTANTS[classes])
+    return {"model_state_dict": {f"module.{key}": value for key, value in {"mean": mean, "std": std, **state}.items()}}
+
+
+@torch.no_grad()
+def test_the_constants_of_a_silu_network_may_stand_in_its_file(tmp_path):
+    state = swish_state("wrn_16_1", 100)
+    model = wide_resnet_swish((3, 32, 32), 100, depth=16, widen=1).eval()
+    load_weights(save(tmp_path / "robust.pt", of_its_own(state)), model, "wrn_28_10_swish")
+    check_same(model(images(32)), swish_logits(Twin("wrn_16_1", state), images(32)))
+
+
+def test_other_constants_in_the_file_of_a_silu_network_are_an_error(tmp_path):
+    path = save(tmp_path / "robust.pt", of_its_own(swish_state("wrn_16_1", 100), classes=10))
+    model = wide_resnet_swish((3, 32, 32), 100, depth=16, widen=1)
+    with pytest.raises(UserError) as caught:
+        load_weights(path, model, "wrn_28_10_swish")
+    assert str(caught.value) == (
+        f"{path}: expected pixels standardised by `module.mean` (0.5071, 0.4865, 0.4409), as `wrn_28_10_swish` of this "
+        "data does, got (0.4914, 0.4822, 0.4465); these are weights for other images"
+    )
+
+
+def test_constants_in_the_file_of_a_network_that_has_none_are_an_error(tmp_path):
+    """It would see pixels that are not standardised."""
+    state = public_state("wrn_16_1") | {"mean": torch.zeros(3, 1, 1)}
+    assert error_of(save(tmp_path / "robust.pt", state), "wrn_16_1") == (
+        "expected weights of `wrn_16_1`, got 1 unexpected (mean); no network here has such weights"
+    )
+
+
+def test_the_file_of_a_silu_network_is_told_from_one_with_relu(tmp_path):
+    with torch.device("meta"):
+        state = swish_state("wrn_28_10", 100)
+    path = tmp_path / "robust.pt"
+    tensors = {f"module.{key}": torch.zeros(()).expand(value.shape) for key, value in state.items()}
+    save(path, of_its_own({})["model_state_dict"] | tensors)
+    assert error_of(path, "wrn_16_1").endswith("these look like weights of `wrn_28_10_swish`")
 
 
 # --- layouts --------------------------------------------------------------------------------------------------
@@ -169,6 +246,7 @@ LAYOUTS = {
     "mdistiller": mdistiller,
     "repdistiller": repdistiller,
     "data parallel": lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+    "pytorch-cifar": lambda state: {"net": {f"module.{key}": value for key, value in state.items()}, "acc": 95.4},
     "normalised": lambda state: {"model_state_dict": {f"module.0.{key}": value for key, value in state.items()}},
     "parameters": lambda state: {
         key: nn.Parameter(value) if value.is_floating_point() else value for key, value in state.items()
@@ -415,7 +493,7 @@ def test_a_pickle_of_ten_bytes_gets_no_more_memory_than_it_needs():
 @pytest.mark.parametrize("saved", [{}, [], 3, {"model": {"epoch": 3}}, {"model": nn.Linear(2, 2)}, {"epoch": 240}])
 def test_a_file_without_tensors_is_an_error(saved, tmp_path):
     message = error_of(save(tmp_path / "public.pth", saved))
-    places = "`model`, `state_dict`, `model_state_dict`"
+    places = "`model`, `state_dict`, `model_state_dict`, `net`"
     assert message == f"expected a dictionary of tensors, alone or under one of {places}; got no tensors"
 
 

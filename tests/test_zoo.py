@@ -35,6 +35,7 @@ PARAMETERS = {
     "shufflenet_v2": (100, 1_355_528),
     "resnet18_cifar": (100, 11_220_132),
     "resnet50_cifar": (100, 23_705_252),
+    "preact_resnet18": (100, 11_218_340),
     "wrn_28_10": (100, 36_536_884),
     "wrn_34_10": (100, 46_218_164),
     "wrn_34_20": (100, 184_646_964),
@@ -46,6 +47,7 @@ PARAMETERS = {
     "mobilenet_v1": (1000, 4_231_976),
 }
 WITH_10_CLASSES = {
+    "preact_resnet18": 11_172_170,
     "wrn_28_10": 36_479_194,
     "wrn_28_10_swish": 36_479_194,
     "wrn_34_10": 46_160_474,
@@ -83,6 +85,7 @@ STAGES = {
     "shufflenet_v2": {"stem": (24, 32), "stage1": (116, 16), "stage2": (232, 8), "stage3": (464, 4), "neck": (1024, 4)},
     "resnet18_cifar": four(64, BASIC, SMALL_SIDES),
     "resnet50_cifar": four(64, BOTTLENECK, SMALL_SIDES),
+    "preact_resnet18": {**four(64, BASIC, SMALL_SIDES), "neck": (512, 4)},
     **dict.fromkeys(("resnet18", "resnet34"), four(64, BASIC, LARGE_SIDES)),
     **dict.fromkeys(("resnet50", "resnext101_32x4d"), four(64, BOTTLENECK, LARGE_SIDES)),
     "mobilenet_v1": four(32, (128, 256, 512, 1024), (112, 56, 28, 14, 7)),
@@ -123,6 +126,16 @@ def test_a_network_has_the_parameters_of_the_public_code(name):
 @pytest.mark.parametrize("name", WITH_10_CLASSES)
 def test_a_robust_network_has_the_parameters_of_the_public_code_with_10_classes(name):
     assert count(on_meta(name, classes=10)) == WITH_10_CLASSES[name]
+
+
+def test_the_parameters_of_a_preactivation_network_are_those_of_its_layers():
+    """Convolutions 9ab, shortcuts ab, norms 2a: by hand for channels 64, 64, 128, 256, 512 and ten classes."""
+    stages = 9 * 3 * 64
+    for incoming, outgoing in ((64, 64), (64, 128), (128, 256), (256, 512)):
+        stages += 2 * incoming + 9 * incoming * outgoing + 2 * outgoing + 9 * outgoing**2  # first block
+        stages += incoming * outgoing if incoming != outgoing else 0
+        stages += 2 * (2 * outgoing + 9 * outgoing**2)  # second block
+    assert stages + 2 * 512 + 10 * 512 + 10 == WITH_10_CLASSES["preact_resnet18"]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

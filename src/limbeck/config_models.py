@@ -38,6 +38,7 @@ class ModelOptions(Options):
         "shufflenet_v2",
         "resnet18_cifar",
         "resnet50_cifar",
+        "preact_resnet18",
         "wrn_28_10",
         "wrn_34_10",
         "wrn_34_20",

@@ -16,7 +16,7 @@ from limbeck.models.network import Network
 from limbeck.models.resnet import BasicBlock, Bottleneck, resnet_cifar, resnet_imagenet
 from limbeck.models.shufflenet import shufflenet_v1, shufflenet_v2
 from limbeck.models.vgg import vgg
-from limbeck.models.wide_resnet import wide_resnet, wide_resnet_swish
+from limbeck.models.wide_resnet import preact_resnet, wide_resnet, wide_resnet_swish
 
 if TYPE_CHECKING:
     from limbeck.config import ModelOptions
@@ -57,6 +57,7 @@ MODELS: dict[str, Constructor] = {
     "shufflenet_v2": shufflenet_v2,
     "resnet18_cifar": partial(resnet_cifar, blocks=(2, 2, 2, 2), channels=_BASIC),
     "resnet50_cifar": partial(resnet_cifar, blocks=(3, 4, 6, 3), channels=_BOTTLENECK, block=Bottleneck),
+    "preact_resnet18": partial(preact_resnet, blocks=(2, 2, 2, 2), channels=_BASIC),
     "wrn_28_10": partial(wide_resnet, depth=28, widen=10),
     "wrn_34_10": partial(wide_resnet, depth=34, widen=10),
     "wrn_34_20": partial(wide_resnet, depth=34, widen=20),

@@ -1,7 +1,7 @@
 """How public files name the weights of the zoo, and the names here: rules for `re.sub`, applied in turn.
 
 The files are those of mdistiller and RepDistiller for CIFAR, of torchvision for ImageNet, and of TRADES, its
-descendants and arXiv 2010.03593 for robust networks.
+descendants, RobustBench and arXiv 2010.03593 for robust networks.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ SHUFFLENET: Rules = (
     (r"^bn2\.", "features.neck.bn."),
     *_HEAD,
 )
+PREACT_RESNET: Rules = (
+    (r"^conv1\.", "features.stem.conv."),
+    *_LAYERS,
+    (r"\.shortcut\.0\.", ".shortcut."),
+    (r"^bn\.", "features.neck.bn."),
+    *_HEAD,
+)
 WIDE_RESNET: Rules = (
     (r"^conv1\.", "features.stem.conv."),
     (r"^block(\d)\.layer\.", r"features.stage\1."),
@@ -41,6 +48,7 @@ WIDE_RESNET: Rules = (
     *_HEAD,
 )
 WIDE_RESNET_SWISH: Rules = (
+    (r"^(mean|std)$", r"features.stem.standardise.\1"),
     (r"^init_conv\.", "features.stem.conv."),
     (r"^layer\.0\.block\.", "features.stage1."),
     (r"^layer\.1\.block\.", "features.stage2."),
@@ -100,6 +108,7 @@ MOBILENET_V1: Rules = (
 # The first beginning of an architecture's name that fits.
 FAMILIES: tuple[tuple[str, Rules], ...] = (
     ("resne", RESNET),
+    ("preact_", PREACT_RESNET),
     ("wrn_28_10_swish", WIDE_RESNET_SWISH),
     ("wrn_", WIDE_RESNET),
     ("vgg", VGG),

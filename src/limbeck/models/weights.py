@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 
     from limbeck.models import Network
 
-CONTAINERS = ("model", "state_dict", "model_state_dict")  # where public files keep the weights beside other things
+CONTAINERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "net",
+)  # where public files keep the weights beside other things
 COUNTER = "num_batches_tracked"  # of BatchNorm; torch before 0.4.1 wrote none, and torch of today fills it in
 SHOWN = 3
+ROUNDED = 1e-4  # the constants of data sets have four decimals
 
 
 def load_weights(path: Path, model: Network, name: str) -> str:
     """Give a network the weights of a file, all of them or none.
 
-    A file of `torch.save` may hold the weights themselves, or a dictionary with them under `model`, `state_dict` or
-    `model_state_dict`. Names of mdistiller, RepDistiller and torchvision, with `module.` before them or not, become
-    ours. What is no tensor is left out, and no code of the file runs.
+    A file of `torch.save` may hold the weights themselves, or a dictionary with them under `model`, `state_dict`,
+    `model_state_dict` or `net`. Names of mdistiller, RepDistiller, torchvision and RobustBench, with `module.` before
+    them or not, become ours. What is no tensor is left out, and no code of the file runs.
 
     Args:
         path: The file; its name ends with .safetensors if it is one.
@@ -48,6 +54,8 @@ def load_weights(path: Path, model: Network, name: str) -> str:
         raise UserError(f"{path}: expected a file of weights; {reason(error)}") from error
     tensors = _read_safetensors(content, path) if path.suffix == ".safetensors" else _read_public(content, path)
     expected = model.state_dict()
+    constants = {key: value for key, value in model.named_buffers() if key not in expected}
+    tensors = _without_constants(tensors, constants, path, name)
     _refuse_others(tensors, expected, path, name)
     weights = _renamed(tensors, name)
     if broken := [key for key, value in weights.items() if not bool(value.double().isfinite().all())]:
@@ -92,6 +100,28 @@ def _tensors(saved: Any) -> dict[str, Tensor]:
 def _renamed(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     names = {key: our_name(key, name) for key in tensors}
     return {ours: tensors[key] for key, ours in names.items() if ours is not None}
+
+
+def _without_constants(
+    tensors: Mapping[str, Tensor], constants: Mapping[str, Tensor], path: Path, name: str
+) -> dict[str, Tensor]:
+    """Return a file's tensors less those that the architecture knows; raise UserError if it knows them otherwise."""
+    weights = dict(tensors)
+    for key in tensors:
+        known = constants.get(our_name(key, name) or "")
+        if known is None:
+            continue
+        got = weights.pop(key)
+        if got.numel() != known.numel() or not torch.allclose(got.view_as(known).float(), known, rtol=0, atol=ROUNDED):
+            raise UserError(
+                f"{path}: expected pixels standardised by `{key}` {_listed(known)}, as `{name}` of this data does, "
+                f"got {_listed(got)}; these are weights for other images"
+            )
+    return weights
+
+
+def _listed(values: Tensor) -> str:
+    return "(" + ", ".join(f"{value:.4f}" for value in values.flatten().tolist()) + ")"
 
 
 def _refuse_others(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, name: str) -> None:
@@ -146,5 +176,5 @@ def _signature(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {
         key: (*value.shape[:1], *value.shape[2:])
         for key, value in weights.items()
-        if not key.startswith("head.") and not key.endswith(COUNTER)
+        if not key.startswith(("head.", "features.stem.standardise.")) and not key.endswith(COUNTER)
     }

@@ -1,4 +1,4 @@
-"""Wide residual networks (arXiv 1605.07146) for small images, and the variant with SiLU of robust training.
+"""Residual networks with pre-activation for small images, wide (arXiv 1605.07146) or not, as robust training has them.
 
 Each stage is a `Sequential` of blocks and ends before an activation. What comes next is `bn1` and `activation1` of the
 following stage's first block, or `bn` and `activation` of `neck` after the last stage.
@@ -7,7 +7,7 @@ following stage's first block, or `bn` and `activation` of `neck` after the last
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
@@ -152,16 +152,57 @@ def _wide_resnet(
 ) -> Network:
     """Build the stages on a stem of 16 channels."""
     block = partial(PreactivationBlock, activation=activation, momentum=momentum, same_padding=same_padding)
-    stages = {"stem": stem}
-    incoming = 16
-    for stage, base in enumerate((16, 32, 64), start=1):
-        outgoing = base * widen
-        first = block(incoming, outgoing, 1 if stage == 1 else 2)
-        rest = (block(outgoing, outgoing, 1) for _ in range((depth - 4) // 6 - 1))
-        stages[f"stage{stage}"] = nn.Sequential(first, *rest)
-        incoming = outgoing
-    stages["neck"] = nn.Sequential(OrderedDict(bn=nn.BatchNorm2d(incoming, momentum=momentum), activation=activation()))
-    network = Network({**stages, "pooled": global_pool()}, incoming, num_classes, dropout)
+    channels = (16, 16 * widen, 32 * widen, 64 * widen)
+    neck = OrderedDict(bn=nn.BatchNorm2d(channels[-1], momentum=momentum), activation=activation())
+    blocks = ((depth - 4) // 6,) * 3
+    network = _preactivation(stem, channels, blocks, block, nn.Sequential(neck), num_classes, dropout)
     kaiming_init(network)
     nn.init.zeros_(network.head.bias)
     return network
+
+
+def preact_resnet(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    blocks: Sequence[int],
+    channels: Sequence[int],
+    dropout: float = 0.0,
+) -> Network:
+    """Build the PreActResNet that robust training on CIFAR uses (Rice et al. 2020, arXiv 2002.11569).
+
+    Where the shape changes, the shortcut is a 1x1 convolution of the activated map, without a norm; norm and activation
+    stand before the pooling too. Weights start as torch's layers do, as in the published code.
+
+    Args:
+        image_shape: `(C, H, W)`; any side, 32 in the paper.
+        num_classes: Number of classes.
+        blocks: Number of blocks of each stage.
+        channels: Of the stem and of each stage.
+        dropout: Before the head; the published networks have none.
+
+    Returns:
+        A network with `channels[-1]` features.
+    """
+    stem = nn.Sequential(OrderedDict(conv=convolution(image_shape[0], channels[0], 3)))
+    neck = nn.Sequential(OrderedDict(bn=nn.BatchNorm2d(channels[-1]), activation=nn.ReLU()))
+    return _preactivation(stem, channels, blocks, PreactivationBlock, neck, num_classes, dropout)
+
+
+def _preactivation(
+    stem: nn.Module,
+    channels: Sequence[int],
+    blocks: Sequence[int],
+    block: Callable[[int, int, int], nn.Module],
+    neck: nn.Module,
+    num_classes: int,
+    dropout: float,
+) -> Network:
+    """Build the stages between stem and neck: all but the first halve the side."""
+    stages = {"stem": stem}
+    for stage, depth in enumerate(blocks, start=1):
+        incoming, outgoing = channels[stage - 1 : stage + 1]
+        first = block(incoming, outgoing, 1 if stage == 1 else 2)
+        rest = (block(outgoing, outgoing, 1) for _ in range(depth - 1))
+        stages[f"stage{stage}"] = nn.Sequential(first, *rest)
+    return Network({**stages, "neck": neck, "pooled": global_pool()}, channels[-1], num_classes, dropout)
