@@ -346,6 +346,48 @@ def test_rows_are_normalised_though_the_square_of_their_sum_underflows(path: str
     assert all(gradient.isfinite().all() for gradient in gradients(tiny, student, target))
 
 
+def large_power(classes: int, kind: str) -> tuple[Tensor, ...]:
+    """As `batch`, with a table whose powers underflow in float32: uniform, or rows that are less and less so."""
+    student, target, table, labels = batch(6, classes)
+    sharpness = torch.linspace(0.0, 0.0 if kind == "uniform" else 0.1, classes, dtype=torch.float64).unsqueeze(-1)
+    return student, target, torch.softmax(sharpness * table.log(), -1), labels
+
+
+@pytest.mark.parametrize("normalizer", ["weights", "row"])
+@pytest.mark.parametrize("kind", ["uniform", "mixed"])
+@pytest.mark.parametrize(("classes", "power"), [(10, 40.0), (100, 20.0), (300, 10.0)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_large_powers_equal_the_float64_twin_in_float32(
+    path: str, normalizer: str, kind: str, classes: int, power: float, masked: bool
+) -> None:
+    student, target, table, labels = large_power(classes, kind)
+    mask = torch.arange(6) > 1 if masked else None
+    options = {"weight_power": power, "normalizer": normalizer, "mask": mask}
+    expected = twins.gkl(student, target, table[labels], **options)
+    wanted = gradients(expected, student, target)
+    sides = [x.detach().float().requires_grad_() for x in (student, target)]
+    soft = torch.eye(classes)[labels]
+    for given in (labels, soft, None):
+        rows = table.float() if given is not None else table[labels].float()
+        value = functional.gkl_divergence(*sides, rows, labels=given, **options)
+        assert torch.isclose(value.double(), expected, rtol=1e-4)
+        for got, want in zip(gradients(value, *sides), wanted, strict=True):
+            assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+def test_a_large_power_heeds_no_row_that_is_left_out() -> None:
+    """A left-out row that is sure would otherwise take the factor of the batch, and the others underflow."""
+    student, target, _, _ = (x.float() for x in batch(3, 100))
+    rows = torch.full((3, 100), 0.01)
+    mask = torch.tensor([True, True, False])
+    expected = functional.gkl_divergence(student, target, rows, weight_power=20.0, mask=mask)
+    rows[2] = torch.eye(100)[0]
+    value = functional.gkl_divergence(student, target, rows, weight_power=20.0, mask=mask)
+    assert torch.equal(value, expected)
+    rows[2] = torch.nan
+    assert torch.equal(functional.gkl_divergence(student, target, rows, weight_power=20.0, mask=mask), expected)
+
+
 def test_a_class_that_the_student_alone_excludes_gives_infinity(path: str) -> None:
     student, target, table, labels = batch()
     student = student.detach().clone()

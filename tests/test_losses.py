@@ -117,6 +117,25 @@ def test_gkl_loss_powers_the_rows_that_it_read(power: float, prior: str) -> None
     assert torch.isclose(loss(student, target, labels).double(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("prior", ["class", "sample"])
+@pytest.mark.parametrize("refreshed", [False, True])
+@pytest.mark.parametrize("normalizer", ["weights", "row"])
+@pytest.mark.parametrize(("classes", "power"), [(1000, 10.0), (1000, 20.0), (10, 40.0)])
+def test_gkl_loss_stays_finite_at_large_powers(
+    classes: int, power: float, normalizer: str, refreshed: bool, prior: str
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    student, target = torch.randn(4, classes, generator=draw), torch.randn(4, classes, generator=draw)
+    labels = torch.tensor([0, 1, 1, 9])
+    loss = GKLLoss(classes, prior=prior, weight_power=power, prior_temperature=100.0, normalizer=normalizer)
+    if refreshed:
+        loss.observe(target, labels)
+        loss.refresh()
+    rows = twins.softmax(target.double(), 100.0) if loss.prior is None else loss.prior.prior[labels].double()
+    expected = twins.gkl(student.double(), target.double(), rows, weight_power=power, normalizer=normalizer)
+    assert torch.isclose(loss(student, target, labels).double(), expected, rtol=1e-4)
+
+
 def test_the_powered_table_follows_the_prior() -> None:
     student, target, labels = batch()
     loss = GKLLoss(5, weight_power=0.3)

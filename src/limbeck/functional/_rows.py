@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from contextlib import suppress
 
@@ -60,6 +61,28 @@ def powered(rows: Tensor, power: float, *, fresh: bool) -> Tensor:
         return rows
     rows = rows.detach().to(widest(rows))
     return rows.pow_(power) if fresh else rows.pow(power)
+
+
+def may_underflow(rows: Tensor, power: float) -> bool:
+    """Whether the square of a sum of powers may leave the dtype: a row of probabilities has an entry of 1/C at least.
+
+    It is told from the sizes alone, since a look at the values would wait for the device.
+    """
+    return power * math.log(rows.shape[-1]) > -0.4 * math.log(torch.finfo(widest(rows)).tiny)
+
+
+def without_common_factor(rows: Tensor, power: float, normalizer: Normalizer | Tensor, mask: Tensor | None) -> Tensor:
+    """The rows over their largest entry, where their powers may underflow and the normaliser cancels the factor.
+
+    "row" cancels a factor of each row, "weights" one of all rows that take part; the others cancel none.
+    """
+    if isinstance(normalizer, Tensor) or normalizer == "samples" or not may_underflow(rows, power):
+        return rows
+    rows = rows.detach().to(widest(rows))
+    if mask is not None:
+        rows = rows.masked_fill(~mask.unsqueeze(-1), 0.0)
+    largest = rows.amax(-1, keepdim=True) if normalizer == "row" else rows.amax()
+    return rows / largest.clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def _check_tensors(**given: object) -> None:

@@ -26,6 +26,7 @@ from limbeck.functional._rows import (
     check_rows,
     class_rows,
     powered,
+    without_common_factor,
     without_left_out,
 )
 
@@ -278,7 +279,8 @@ def gkl_divergence(
     check_normalizer(normalizer, weight_power)
     check_mask(mask, logits)
     labels = without_left_out(labels, mask)
-    weight = powered(class_rows(prior, labels, logits), weight_power, fresh=labels is not None)
+    rows = without_common_factor(class_rows(prior, labels, logits), weight_power, normalizer, mask)
+    weight = powered(rows, weight_power, fresh=labels is not None)
     terms = Terms(mse_weight, ce_weight, 1.0, temperature, True, normalizer, reduction)
     return pair_divergence(logits, target_logits, weight, mask, terms)
 

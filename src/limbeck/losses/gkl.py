@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck import functional
 from limbeck.functional._check import Reduction, check_positive, check_range, widest
 from limbeck.functional._pairs import Normalizer
-from limbeck.functional._rows import check_normalizer, class_rows
+from limbeck.functional._rows import check_normalizer, class_rows, may_underflow
 from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_prior import ClassPrior
 from limbeck.losses.presets import PresetName, preset_options
@@ -310,16 +310,18 @@ class GKLLoss(ClassWiseLoss):
     def _sample_rows(self, target_logits: Tensor) -> tuple[Tensor, float]:
         """Return softmaxes of the target and the power still to be applied to them."""
         scores = target_logits.detach().to(widest(target_logits)) / self.prior_temperature
-        if self.weight_power in (0, 1):
+        if self.weight_power in (0, 1) or may_underflow(scores, self.weight_power):
             return torch.softmax(scores, -1), self.weight_power
         return torch.log_softmax(scores, -1).mul_(self.weight_power).exp_(), 1.0  # pow() is three times slower
 
     def _table(self, prior: ClassPrior, labels: Tensor) -> tuple[Tensor, float]:
         """Return the class prior, powered once per refresh where that can be, and the power still to be applied."""
-        # Powers of soft mixtures are not mixtures of powers, and a compiled graph holds no cache.
-        if self.weight_power == 1 or labels.is_floating_point() or torch.compiler.is_compiling():
-            return prior.prior, self.weight_power
         table = prior.prior
+        # Powers of soft mixtures are not mixtures of powers, powers that underflow take a factor of the batch out
+        # first, and a compiled graph holds no cache.
+        soft = labels.is_floating_point()
+        if self.weight_power == 1 or soft or torch.compiler.is_compiling() or may_underflow(table, self.weight_power):
+            return table, self.weight_power
         version = 0 if table.is_inference() else table._version  # in-place changes by others than the prior itself
         key = (prior.revision, version, self.weight_power)
         if self._cached is None or self._cached[0] != key:
