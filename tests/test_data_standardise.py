@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from engine_runs import recipe, student_recipe
 from pydantic import ValidationError
 
 from limbeck.config import AugmentOptions, DataOptions, Recipe
+from limbeck.config_files import recipe_of_file
 from limbeck.data import augment, build_data
 from limbeck.engine.fit import fit
 from limbeck.errors import UserError
@@ -60,3 +63,17 @@ def test_a_teacher_that_learned_from_other_pixels_is_refused(theirs, ours, tmp_p
         f"{tmp_path / 'teacher'}: expected `data.standardise` {str(ours).lower()}, as the student's, "
         f"got {str(theirs).lower()}; the teacher sees the student's pixels"
     )
+
+
+@pytest.mark.parametrize(("model", "standardise"), [("wrn_28_10_swish", False), ("wrn_28_10", True)])
+def test_a_file_of_weights_is_evaluated_on_the_pixels_that_its_network_expects(model, standardise):
+    options = recipe_of_file(None, model, Path("weights.pt"), "cifar10", ())
+    assert options.data.standardise == standardise
+
+
+def test_the_pixels_of_a_file_of_weights_can_be_chosen():
+    """Most public robust networks without norms inside expect pixels in [0, 1]."""
+    options = recipe_of_file(None, "wrn_34_10", Path("weights.pt"), "cifar10", ["data.standardise=false"])
+    assert not options.data.standardise
+    with pytest.raises(UserError, match="`wrn_28_10_swish` standardises pixels itself"):
+        recipe_of_file(None, "wrn_28_10_swish", Path("weights.pt"), "cifar10", ["data.standardise=true"])

@@ -168,7 +168,7 @@ def trades(state):
 
 
 def gkl(state):
-    """As a network behind a layer that normalises: the second of two, or the only one with weights."""
+    """As GKL and AWP save a sequence whose only weights are the network's."""
     return {f"module.0.{key}": value for key, value in state.items()}
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from limbeck.config import TERMS, Recipe, TermOptions, did_you_mean
 from limbeck.config_errors import Keys, one_line, show
+from limbeck.config_models import STANDARDISING_MODELS
 from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -228,7 +229,8 @@ def recipe_of_file(
         raise UserError(
             f"evaluate expected a RUN, or --model, --weights and --data together, got no {' and no '.join(missing)}"
         )
-    options = {"model": {"name": model}, "data": {"name": data}}
+    seen = {"name": data, "standardise": model not in STANDARDISING_MODELS}
+    options = {"model": {"name": model}, "data": seen}
     return override(_validate(options, lambda keys: f"--{keys[0]}"), overrides)
 
 

@@ -107,7 +107,9 @@ def train_run(
             if sources is None:
                 sources = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
             teachers = [resources.teacher(source, data, recipe.data) for source in sources]
-            plain = recipe.data.augment == AugmentOptions() and type(data.train) is Source  # all its images, as they are
+            plain = (
+                recipe.data.augment == AugmentOptions() and type(data.train) is Source
+            )  # all its images, as they are
             recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
             stream = resources.stream(recipe, data)
             trainer = Trainer(

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
     from limbeck.models import Network
 
-CONTAINERS = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "net",
-)  # where public files keep the weights beside other things
+CONTAINERS = ("model", "state_dict", "model_state_dict", "net")  # where files keep the weights beside other things
 COUNTER = "num_batches_tracked"  # of BatchNorm; torch before 0.4.1 wrote none, and torch of today fills it in
 SHOWN = 3
 ROUNDED = 1e-4  # the constants of data sets have four decimals
