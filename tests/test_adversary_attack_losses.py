@@ -51,9 +51,10 @@ def test_the_margin_rises_with_one_wrong_class_and_falls_with_the_label():
 
 
 @pytest.mark.parametrize("build", [cross_entropy, margin])
-def test_half_precision_logits_are_compared_in_float32(build):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_logits_are_compared_in_float32(build, autocast):
     half = logits(torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         values = build(LABELS)(half)
     assert values.dtype == torch.float32
     torch.testing.assert_close(values, build(LABELS)(half.float()), atol=0, rtol=0)

@@ -192,10 +192,15 @@ def test_the_strongest_point_is_kept_of_each_sample():
     torch.testing.assert_close(strongest, torch.tensor([[0.60], [0.55]], dtype=torch.float64))
 
 
-def test_the_start_and_the_last_point_may_be_the_strongest():
-    x = torch.tensor([[0.55], [0.40]], dtype=torch.float64)
-    strongest = pgd(lambda z: z, x, peak, epsilon=0.3, steps=1, step_size=0.14, start="none", keep="strongest")
-    torch.testing.assert_close(strongest, torch.tensor([[0.55], [0.54]], dtype=torch.float64))
+@pytest.mark.parametrize(("values", "kept"), [((3, 1, 2), 0), ((1, 3, 2), 1), ((1, 2, 3), 2), ((2, 2, 1), 0)])
+def test_the_strongest_point_may_be_the_start_or_the_last_and_of_equals_is_the_first(values, kept):
+    x, coming = torch.full((1, 1), 0.5), iter(values)
+
+    def loss(z):
+        return next(coming) + (z - z.detach()).sum(-1)
+
+    strongest = pgd(lambda z: z, x, loss, epsilon=0.3, steps=2, step_size=0.1, start="none", keep="strongest")
+    torch.testing.assert_close(strongest, x + 0.1 * kept)
 
 
 def test_a_gaussian_start_outside_of_the_ball_is_not_kept():
@@ -251,6 +256,7 @@ def test_gradients_of_the_weights_are_not_touched():
     assert [name for name, weight in net.named_parameters() if not weight.requires_grad] == ["5.bias"]
 
 
+@pytest.mark.filterwarnings("error")
 def test_neither_the_images_nor_their_gradient_are_touched():
     x = images().requires_grad_()
     before = x.detach().clone()

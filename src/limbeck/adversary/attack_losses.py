@@ -33,11 +33,10 @@ def cross_entropy(labels: Tensor) -> AttackLoss:
 
     def climb(logits: Tensor) -> Tensor:
         logits = _at_least_float32(logits)
-        if not labels.is_floating_point():
-            return torch.nn.functional.cross_entropy(logits, _classes(labels, logits), reduction="none")
-        if labels.shape != logits.shape:
+        if labels.is_floating_point() and labels.shape != logits.shape:
             raise ValueError(f"soft `labels` expected shape {tuple(logits.shape)}, got {tuple(labels.shape)}")
-        return torch.nn.functional.cross_entropy(logits, labels.to(logits.dtype), reduction="none")
+        target = labels if labels.is_floating_point() else _classes(labels, logits)
+        return torch.nn.functional.cross_entropy(logits, target, reduction="none")
 
     return climb
 
