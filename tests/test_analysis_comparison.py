@@ -92,6 +92,22 @@ def test_p_values_are_adjusted_over_the_rows(tmp_path):
     assert words == expected
 
 
+@pytest.mark.parametrize(("share", "verdict", "count"), [(1e-6, "identical", 3), (1e-2, "no difference seen", 4)])
+def test_a_row_is_identical_only_if_its_nll_ties_too(tmp_path, share, verdict, count):
+    folder = demo_like(tmp_path)
+    path = folder / "dkl/setting0/seed3/results.json"
+    results = json.loads(path.read_text())
+    results["last"]["test"]["nll"] *= 1 + share
+    path.write_text(json.dumps(results))
+    comparison = summarise(folder)
+    assert comparison.row("dkl").verdict == verdict
+    ce = comparison.row("ce")
+    assert ce.p_holm == pytest.approx(count * ce.difference.p)
+    text = " ".join(notes(comparison))
+    assert f"Holm over {count} rows" in text
+    assert ("or all seeds tie" in text) == (verdict == "no difference seen")
+
+
 def test_control_shows_the_largest_difference_of_rows_equal_by_theory(tmp_path):
     nearly = [(0.90, 0.89), (0.92 - 0.004, 0.90), (0.91 + 0.001, 0.91)]
     folder = fake_comparison(tmp_path, {"kl": [SEEDS], "dkl": [nearly]}, equal_by_theory=[("kl", "dkl"), ("a", "b")])

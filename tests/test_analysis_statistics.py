@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from limbeck.analysis.statistics import holm, paired_difference, spread, verdict
+from limbeck.analysis.statistics import holm, judge, paired_difference, spread, verdict
 from limbeck.errors import UserError
 
 
@@ -44,14 +44,27 @@ def test_pairing_removes_what_the_seeds_share():
 def test_no_p_value_is_made_up_where_the_t_statistic_does_not_exist(values, baseline):
     found = paired_difference(values, baseline)
     assert (found.low, found.high, found.p) == (None, None, None)
-    assert not found.identical
+    assert not found.tied
     assert verdict(found, None) == "no test"
 
 
-def test_identical_sides_are_called_identical_even_with_one_seed():
-    assert verdict(paired_difference([90.0, 91.5], [90.0, 91.5]), None) == "identical"
-    assert verdict(paired_difference([90.0], [90.0]), None) == "identical"
-    assert verdict(paired_difference([0.0, 0.0], [0.0, 0.0]), None) == "identical"
+def test_ties_are_called_identical_only_where_more_than_they_agrees():
+    for values in ([90.0, 91.5], [90.0], [0.0, 0.0]):
+        tied = paired_difference(values, values)
+        assert tied.tied
+        assert judge([tied], [True])[0].verdict == "identical"
+        assert judge([tied], [False])[0].verdict == ("no difference seen" if tied.n > 1 else "no test")
+
+
+def test_a_row_that_ties_by_chance_counts_in_holms_correction():
+    tied, other = (
+        paired_difference([90.0, 91.5, 92.0], [90.0, 91.5, 92.0]),
+        paired_difference([1.0, 1.2, 0.9], [0.0] * 3),
+    )
+    by_chance, same = judge([tied, other], [False, False]), judge([tied, other], [True, False])
+    assert same[1].p_holm == pytest.approx(other.p)
+    assert by_chance[1].p_holm == pytest.approx(2 * other.p)
+    assert (same[0].p_holm, by_chance[0].p_holm) == (None, 1.0)
 
 
 def test_holm_is_the_step_down_of_a_hand_computed_example():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WAY_OUT = "run `limbeck compare` again: it goes on where it stopped"
+SAME_NLL = 1e-4
+"""NLLs that differ by less than this share are those of one network, but for rounding in its training."""
 
 
 @dataclass(frozen=True)
@@ -182,16 +185,30 @@ def _against(rows: tuple[Row, ...], baseline: str) -> tuple[Row, ...]:
 
 
 def _judged(rows: Sequence[Row], baseline: Row, values: Mapping[str, Spread]) -> list[Judged]:
-    return judge([None if row is baseline else _paired(row, baseline, values) for row in rows])
+    differences = [None if row is baseline else _paired(row, baseline, values) for row in rows]
+    pairs = zip(rows, differences, strict=True)
+    return judge(differences, [each is not None and each.tied and _same_networks(row, baseline) for row, each in pairs])
+
+
+def _same_networks(row: Row, other: Row) -> bool:
+    """Whether NLL, which unlike accuracy is no count of images, agrees on every seed."""
+    if row.nll is None or other.nll is None:
+        return False
+    first, second = _shared(row, row.nll, other, other.nll)
+    return all(math.isclose(a, b, rel_tol=SAME_NLL) for a, b in zip(first, second, strict=True))
 
 
 def _paired(row: Row, other: Row, values: Mapping[str, Spread]) -> PairedDifference | None:
     """Return the difference of values, points, over the seeds that both have finished; None without any."""
-    first, second = (dict(zip(side.runs, values[side.name].values, strict=True)) for side in (row, other))
+    first, second = _shared(row, values[row.name], other, values[other.name])
+    return paired_difference(first, second) if first else None
+
+
+def _shared(row: Row, values: Spread, other: Row, beside: Spread) -> tuple[list[float], list[float]]:
+    """Return the values of both rows over the seeds that both have finished."""
+    first, second = dict(zip(row.runs, values.values, strict=True)), dict(zip(other.runs, beside.values, strict=True))
     shared = [seed for seed in first if seed in second]
-    if not shared:
-        return None
-    return paired_difference([first[seed] for seed in shared], [second[seed] for seed in shared])
+    return [first[seed] for seed in shared], [second[seed] for seed in shared]
 
 
 def _teachers(folder: Path, names: Sequence[str], student: Run) -> tuple[float, ...]:

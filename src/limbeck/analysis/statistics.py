@@ -49,8 +49,8 @@ class PairedDifference:
         return len(self.values)
 
     @property
-    def identical(self) -> bool:
-        """Whether both sides are equal in every pair."""
+    def tied(self) -> bool:
+        """Whether both sides are equal in every pair. Accuracies, of which there are few, may be so by chance."""
         return all(value == 0 for value in self.values)
 
 
@@ -99,7 +99,7 @@ def paired_difference(
         ValueError: no pairs, or sides of different length.
         UserError: scipy is not installed.
 
-    >>> paired_difference([3.0, 5.0], [3.0, 5.0]).identical
+    >>> paired_difference([3.0, 5.0], [3.0, 5.0]).tied
     True
     """
     if len(values) != len(baseline) or len(values) == 0:
@@ -134,27 +134,38 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def verdict(difference: PairedDifference, p_adjusted: float | None, *, level: float = 0.05) -> str:
+def verdict(
+    difference: PairedDifference, p_adjusted: float | None, *, identical: bool = False, level: float = 0.05
+) -> str:
     """Return what may be said of a difference (greater is better) in words.
 
-    "identical"; "no test" (one pair, or no spread); "no difference seen" (the interval covers 0); "uncertain" (it
-    does not, but the adjusted p-value is at `level` or above); "better"; "worse".
+    "identical", where the caller has seen that more than this quantity agrees; "no test" (one pair, or the same
+    difference everywhere); "no difference seen" (the interval covers 0, or all pairs tie); "uncertain" (it does not,
+    but the adjusted p-value is at `level` or above); "better"; "worse".
     """
-    if difference.identical:
+    if identical:
         return "identical"
-    if difference.low is None or difference.high is None or p_adjusted is None:
+    if p_adjusted is None:
         return "no test"
-    if difference.low <= 0 <= difference.high:
+    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
         return "no difference seen"
     if p_adjusted >= level:
         return "uncertain"
     return "better" if difference.mean > 0 else "worse"
 
 
-def judge(differences: Sequence[PairedDifference | None]) -> list[Judged]:
-    """Return the differences of several rows to one baseline with their verdicts, p-values corrected over the rows."""
-    adjusted = holm([None if difference is None else difference.p for difference in differences])
+def judge(differences: Sequence[PairedDifference | None], identical: Sequence[bool]) -> list[Judged]:
+    """Return the differences of several rows to one baseline with their verdicts, p-values corrected over the rows.
+
+    A row whose pairs tie without being `identical` counts among the rows, at p = 1: it was compared like the others.
+    """
+    both = list(zip(differences, identical, strict=True))
+    adjusted = holm([None if difference is None or same else _p(difference) for difference, same in both])
     return [
-        Judged() if difference is None else Judged(difference, p, verdict(difference, p))
-        for difference, p in zip(differences, adjusted, strict=True)
+        Judged() if difference is None else Judged(difference, p, verdict(difference, p, identical=same))
+        for (difference, same), p in zip(both, adjusted, strict=True)
     ]
+
+
+def _p(difference: PairedDifference) -> float | None:
+    return 1.0 if difference.tied and difference.n > 1 else difference.p

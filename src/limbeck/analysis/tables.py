@@ -199,10 +199,14 @@ def _test(comparison: Comparison) -> str:
     if rows:
         text += f", p two-sided, Holm over {len(rows)} {plural('row', len(rows))}"
     words = {row.verdict for row in comparison.rows}
+    tied = any(
+        row.verdict == "no difference seen" and row.difference and row.difference.tied for row in comparison.rows
+    )
     meanings = {
-        "no difference seen": "the interval covers 0",
+        "no difference seen": "the interval covers 0" + (", or all seeds tie" if tied else ""),
         "uncertain": "it leaves out 0, but p is 0.05 or more",
         "no test": "one seed, or the same difference on every seed",
+        "identical": "NLL agrees on every seed too",
     }
     return "; ".join([text, *(f'"{word}": {meaning}' for word, meaning in meanings.items() if word in words)]) + "."
 
