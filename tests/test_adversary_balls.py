@@ -66,9 +66,10 @@ def test_a_projection_is_the_nearest_point_of_the_ball(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_what_lies_in_the_ball_is_left_alone_bit_for_bit(norm):
     centre = points(64, 3, dtype=torch.float32)
-    inside = starts(centre, "uniform", norm, epsilon=0.9)
-    assert torch.equal(project(inside, centre, 1.0, norm), inside)
-    assert torch.equal(project(centre, centre, 1.0, norm), centre)
+    inside = 1e-3 * points(64, 3, seed=1, dtype=torch.float32)
+    assert not torch.equal(centre + (inside - centre), inside)  # rounding
+    assert torch.equal(project(inside, centre, 2.0, norm), inside)
+    assert torch.equal(project(centre, centre, 2.0, norm), centre)
 
 
 def test_uniform_starts_fill_the_cube_evenly():
