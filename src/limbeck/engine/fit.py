@@ -107,9 +107,8 @@ def train_run(
             if sources is None:
                 sources = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
             teachers = [resources.teacher(source, data, recipe.data) for source in sources]
-            plain = (
-                recipe.data.augment == AugmentOptions() and type(data.train) is Source
-            )  # all its images, as they are
+            # A mixed source has images beside those in memory.
+            plain = recipe.data.augment == AugmentOptions() and type(data.train) is Source
             recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
             stream = resources.stream(recipe, data)
             trainer = Trainer(
