@@ -400,7 +400,16 @@ def test_a_pickle_that_asks_for_code_is_refused_and_nothing_is_run(tmp_path, way
     line = refusal("cifar10", tmp_path)
     assert not target.exists()
     assert line.startswith(f"{path} asks for ")
-    assert line.endswith("refused, and nothing was run; get the published files: limbeck data fetch cifar10")
+    way_out = f"delete {path.parent} and run: limbeck data fetch cifar10 --folder {tmp_path}"
+    assert line.endswith(f"refused, and nothing was run; {way_out}")
+
+
+def test_a_refused_file_that_lies_in_the_data_folder_does_not_cost_the_folder(tmp_path):
+    write_cifar(tmp_path, "cifar10", form="folder")
+    folder = (tmp_path / "cifar-10-batches-py").rename(tmp_path / "data")
+    (folder / "data_batch_4").write_bytes(hostile(tmp_path / "written")["os"])
+    way_out = f"delete {folder / 'data_batch_4'} and run: limbeck data fetch cifar10 --folder {folder}"
+    assert refusal("cifar10", folder).endswith(way_out)
 
 
 @pytest.mark.parametrize("way", ["os", "python 3", "inst", "obj", "stack"])

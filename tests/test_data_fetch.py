@@ -23,6 +23,7 @@ from limbeck import data_commands, data_files, download
 from limbeck.cli import main
 from limbeck.config import DataOptions
 from limbeck.data import build_data
+from limbeck.data_files import PUBLISHED
 from limbeck.download import CHUNK, Wanted
 from limbeck.errors import UserError
 
@@ -432,6 +433,17 @@ def test_the_list_says_of_each_data_set_what_it_costs_and_whether_it_is_here(cap
     assert lines["cifar100"].rstrip().endswith("169.0 MB               no")
     assert lines["digits"].rstrip().endswith("none, in scikit-learn  yes")
     assert f"Data folder: {tmp_path}" in lines["Data"]
+
+
+def test_the_list_tells_a_part_and_an_archive_of_another_size_from_the_published_one(tmp_path):
+    archive = tmp_path / PUBLISHED["cifar100"].python.archive
+    part = archive.with_name(f"{archive.name}.part")
+    part.write_bytes(b"x")
+    assert data_commands._presence("cifar100", tmp_path) == "a part"
+    with part.rename(archive).open("r+b") as file:
+        assert data_commands._presence("cifar100", tmp_path) == "other size"
+        file.truncate(PUBLISHED["cifar100"].size)  # no byte of it is written
+    assert data_commands._presence("cifar100", tmp_path) == "yes"
 
 
 def test_data_alone_lists(capsys, tmp_path, monkeypatch):

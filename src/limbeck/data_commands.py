@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 
 from limbeck.config import did_you_mean
-from limbeck.data_files import PUBLISHED, data_folder, fetch_command, find, megabytes
+from limbeck.data_files import PART, PUBLISHED, data_folder, fetch_command, find, megabytes
 from limbeck.download import Wanted, download, wrong_checksum
 from limbeck.errors import Interrupted, UserError, install
 from limbeck.listings import print_table, say
@@ -69,7 +69,16 @@ def _whence(name: str, folder: Path) -> tuple[str, str]:
     """Return what a data set costs to get, and whether it is here."""
     if name in PACKAGED:
         return f"none, in {PACKAGED[name].name}", "yes" if importlib.util.find_spec(PACKAGED[name].module) else "no"
-    return megabytes(PUBLISHED[name].size), "yes" if find(name, folder) else "no"
+    return megabytes(PUBLISHED[name].size), _presence(name, folder)
+
+
+def _presence(name: str, folder: Path) -> str:
+    """Return whether a published data set is here; of an archive, as far as its size tells."""
+    published, found = PUBLISHED[name], find(name, folder)
+    archive = folder / published.python.archive
+    if found is None:
+        return "a part" if archive.with_name(archive.name + PART).is_file() else "no"
+    return "other size" if found.path == archive and archive.stat().st_size != published.size else "yes"
 
 
 def fetch(name: str, folder: Path | None, url: str | None) -> None:

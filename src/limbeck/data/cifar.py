@@ -214,7 +214,7 @@ def _named(path: Path, name: str) -> Iterator[None]:
     except Refused as error:
         raise UserError(
             f"{path} asks for {error}, which images never need: refused, and nothing was run; "
-            f"get the published files: limbeck data fetch {name}"
+            f"{_published_files(path, name)}"
         ) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno:  # the operating system's, such as no permission
@@ -228,6 +228,14 @@ def _way_out(path: Path, name: str) -> str:
     if archive is None:
         return "extract its archive again"
     return f"delete {archive} and run: {fetch_command(name, archive.parent)}"
+
+
+def _published_files(path: Path, name: str) -> str:
+    """Return how to get the published files in the place of foreign ones, which a download would take for them."""
+    foreign = next((parent for parent in (path, *path.parents) if parent.name.endswith(".tar.gz")), path)
+    if path.parent.name == PUBLISHED[name].python.folder:  # never a data folder, which may hold more than this
+        foreign = path.parent
+    return f"delete {foreign} and run: {fetch_command(name, foreign.parent)}"
 
 
 def _not_there(name: str, folder: Path) -> str:
