@@ -5,6 +5,7 @@ import json
 import pytest
 from fake_robust_runs import ADVERSARY, EPSILON, attack_row, fake_robust_comparison, fake_robust_run, robust_demo_like
 
+from limbeck.analysis import published
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.published import cells, compare_with_paper, titles
 from limbeck.analysis.report import write_report
@@ -225,17 +226,35 @@ def test_damaged_files_are_one_line_with_their_name(tmp_path, file, damage, line
     assert "\n" not in str(caught.value)
 
 
-def test_a_papers_column_stands_beside_what_rows_are_compared_by(tmp_path):
-    folder = fake_robust_comparison(tmp_path, {"trades": [SEEDS], "gkl": [SEEDS]})
-    published = {"source": "A table, AA", "teacher": None, "student": None, "rows": {"trades": 58.0, "gkl": 61.0}}
-    said = {"published": published, "protocol": "holdout", "contenders": ["trades", "gkl"]}
+def beside_a_paper(folder, **options):
+    """The table of a comparison of 97 % clean accuracy and 60 % under attack, beside a paper's figures."""
+    fake_robust_comparison(folder, {"trades": [SEEDS], "gkl": [SEEDS]}, **options)
+    figures = {"rows": {"acat": 87.0, "gkl": 92.0}, "robust_rows": {"acat": 58.0, "gkl": 61.0}}
+    published = {"source": "A table", "teacher": None, "student": None, **figures}
+    said = {"published": published, "protocol": "paper", "contenders": ["trades", "gkl"]}
     edit(folder / "comparison.json", lambda content: content.update(said))
-    table = compare_with_paper(folder)
-    assert titles(table)[4] == "ours,\naa, %"
-    assert [(line[0], line[4], line[6]) for line in cells(table)] == [
-        ("trades", "60.00 ± 1.00", "+2.00"),
-        ("gkl", "60.00 ± 1.00", "-1.00"),
+    return compare_with_paper(folder)
+
+
+def test_both_accuracies_of_a_paper_stand_beside_ours(tmp_path):
+    table = beside_a_paper(tmp_path)
+    assert [title.replace("\n", " ") for title in titles(table)[2:]] == [
+        *("paper, clean %", "ours, clean %", "ours − paper"),
+        *("paper, aa %", "ours, aa %", "ours − paper"),
     ]
+    assert {line[0]: line[2:] for line in cells(table)} == {
+        "trades": ("-", "97.00 ± 1.00", "-", "-", "60.00 ± 1.00", "-"),
+        "acat": ("87.00", "-", "-", "58.00", "-", "-"),
+        "gkl": ("92.00", "97.00 ± 1.00", "+5.00", "61.00", "60.00 ± 1.00", "-1.00"),
+    }
+
+
+def test_a_papers_autoattack_is_not_subtracted_from_another_attack(tmp_path):
+    table = beside_a_paper(tmp_path, attacks=("pgd20",))
+    (gkl,) = (line for line in cells(table) if line[0] == "gkl")
+    assert gkl[4] == "+5.00"
+    assert gkl[7] == "-"
+    assert any("AutoAttack (aa), ours under pgd20" in sentence for sentence in published.notes(table))
 
 
 def test_report_explains_attacks_and_names_what_chose(tmp_path):

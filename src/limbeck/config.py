@@ -173,6 +173,18 @@ class PublishedColumn(Options):
     rows: dict[RowName, Fraction100] = Field(
         default_factory=dict, description="Row -> test top-1 in the paper, %; some rows have no contender here."
     )
+    robust_rows: dict[RowName, Fraction100] = Field(
+        default_factory=dict, description="Row -> accuracy under AutoAttack in the paper, %, beside the clean one."
+    )
+
+    @model_validator(mode="after")
+    def _both_accuracies(self) -> PublishedColumn:
+        if self.robust_rows and self.robust_rows.keys() != self.rows.keys():
+            raise ValueError(
+                "`robust_rows` expected the rows of `rows`, whose clean accuracy stands there, got "
+                f"{', '.join(sorted(self.robust_rows.keys() ^ self.rows.keys()))} in one of them only"
+            )
+        return self
 
 
 class CompareOptions(Options):

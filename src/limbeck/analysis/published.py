@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.analysis.comparison import WAY_OUT, summarise
+from limbeck.analysis.robust import AUTO_ATTACK
 from limbeck.analysis.run_files import Run, read_versioned
 from limbeck.analysis.statistics import Spread, spread
-from limbeck.analysis.wording import mean_and_std
+from limbeck.analysis.wording import mean_and_std, plural
 from limbeck.errors import UserError, missing_extra
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ class PublishedRow:
     Attributes:
         name: the row's, or "teacher".
         terms: the loss terms of its setting; empty where nothing is trained.
-        paper: the paper's figure.
-        ours: what the comparison is by, over the seeds: test top-1, or what an attack left of it.
+        paper: the paper's test top-1.
+        ours: test top-1, over the seeds.
         optimistic: of the epoch that was best on the test images, which the figure above never is.
+        robust_paper: the paper's accuracy under AutoAttack.
+        robust: accuracy under the attack that the comparison is made by, over the seeds.
         remark: why there is no figure of ours; empty where there is one.
     """
 
@@ -66,20 +69,30 @@ class PublishedRow:
     paper: float | None = None
     ours: Spread | None = None
     optimistic: Spread | None = None
+    robust_paper: float | None = None
+    robust: Spread | None = None
     remark: str = ""
 
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A column of a paper's table beside a comparison: `source` names the column, `ours` what ours is, in words."""
+    """A column of a paper's table beside a comparison: `source` names the column.
+
+    `attack` is the one by which adversarial training is compared, None where there is no such training.
+    """
 
     source: str
-    ours: str
+    attack: str | None
     protocol: str
     rows: tuple[PublishedRow, ...]
     epochs: int
     seeds: int
     missing: tuple[str, ...]
+
+
+def has_published(folder: Path) -> bool:
+    """Return whether the recipe of the comparison in `folder` names a paper's figures."""
+    return bool(read_versioned(folder / "comparison.json", way_out=WAY_OUT).get("published"))
 
 
 def compare_with_paper(folder: Path) -> PublishedTable:
@@ -104,7 +117,7 @@ def compare_with_paper(folder: Path) -> PublishedTable:
         rows.insert(0, PublishedRow("student alone", paper=published["student"], remark="no row of this comparison"))
     return PublishedTable(
         source=published["source"],
-        ours="last epoch" if comparison.attacks is None else comparison.attacks.headline,
+        attack=None if comparison.attacks is None else comparison.attacks.headline,
         protocol=content["protocol"],
         rows=tuple(rows) if teacher.paper is None and teacher.ours is None else (teacher, *rows),
         epochs=comparison.epochs,
@@ -115,12 +128,13 @@ def compare_with_paper(folder: Path) -> PublishedTable:
 
 def _row(name: str, row: Row | None, content: Mapping[str, Any], published: Mapping[str, Any]) -> PublishedRow:
     """Return the line of a contender that was trained, of one that was not, or of a rival."""
-    paper = published["rows"].get(name)
+    paper, robust_paper = published["rows"].get(name), published.get("robust_rows", {}).get(name)
     if row is None:
-        known = name in content["contenders"]
-        return PublishedRow(name, paper=paper, remark="not trained" if known else "no loss here yet")
+        remark = "not trained" if name in content["contenders"] else "no loss here yet"
+        return PublishedRow(name, paper=paper, robust_paper=robust_paper, remark=remark)
     terms = tuple(row.settings[row.selected])
-    line = PublishedRow(name, terms, paper, row.headline, _optimistic(list(row.runs.values())))
+    robust = row.robust.accuracy if row.robust else None
+    line = PublishedRow(name, terms, paper, row.top1, _optimistic(list(row.runs.values())), robust_paper, robust)
     if paper is None and _is_student_alone(line):
         return PublishedRow(name, terms, published["student"], line.ours, line.optimistic)
     return line
@@ -206,52 +220,75 @@ def soft_gradient(terms: Sequence[Term]) -> float | None:
 
 # --- the table ----------------------------------------------------------------------------------------------
 
+LETTERS = "γ: weight_power, τ: prior_temperature."
+OPTIMISTIC = (
+    "optimistic: the epoch that was best on the test images. It is chosen by what it is measured on, so it is too "
+    "high, but many published figures are made so."
+)
+SOFT_GRADIENT = (
+    "soft gradient: the factor of softmax(z / T) − softmax(z_teacher / T) in the gradient to the student's logits "
+    "z. KL times T² has weight · T, GKL's soft cross-entropy weight · ce / T: at T = 4 and equal weights 16 times "
+    f"less. {LETTERS}"
+)
+
 
 def titles(table: PublishedTable) -> tuple[str, ...]:
     """Return the titles of the columns."""
-    ours = f"ours,\n{table.ours}, %"
-    return ("method", "weights", "soft\ngradient", "paper,\n%", ours, "optimistic,\n%", "ours −\npaper")
+    if table.attack is None:
+        ours = ("paper,\n%", "ours, last\nepoch, %", "optimistic,\n%", "ours −\npaper")
+        return ("method", "weights", "soft\ngradient", *ours)
+    clean = ("paper,\nclean %", "ours,\nclean %", "ours −\npaper")
+    return ("method", "weights", *clean, "paper,\naa %", f"ours,\n{table.attack} %", "ours −\npaper")
 
 
 def cells(table: PublishedTable) -> list[tuple[str, ...]]:
     """Return the texts of each line, under the `titles`."""
-    return [_cells(row, table.seeds) for row in table.rows]
+    return [_cells(row, table) for row in table.rows]
 
 
-def _cells(row: PublishedRow, seeds: int) -> tuple[str, ...]:
-    factor = soft_gradient(row.terms)
-    counted = row.ours is not None and row.terms and row.ours.n != seeds
-    ours = "-" if row.ours is None else mean_and_std(row.ours) + (f" (n={row.ours.n})" if counted else "")
-    difference = "-" if row.ours is None or row.paper is None else f"{row.ours.mean - row.paper:+.2f}"
-    return (
-        row.name,
-        describe(row.terms) or row.remark or "-",
-        "-" if factor is None else f"{factor:.4g}",
-        "-" if row.paper is None else f"{row.paper:.2f}",
-        ours,
-        "-" if row.optimistic is None else mean_and_std(row.optimistic),
-        difference,
-    )
+def _cells(row: PublishedRow, table: PublishedTable) -> tuple[str, ...]:
+    trained = table.seeds if row.terms else None
+    told = (row.name, describe(row.terms) or row.remark or "-")
+    paper, ours, difference = _beside(row.paper, row.ours, trained)
+    if table.attack is None:
+        factor = soft_gradient(row.terms)
+        optimistic = "-" if row.optimistic is None else mean_and_std(row.optimistic)
+        return (*told, "-" if factor is None else f"{factor:.4g}", paper, ours, optimistic, difference)
+    robust_paper, robust, gap = _beside(row.robust_paper, row.robust, trained)
+    return (*told, paper, ours, difference, robust_paper, robust, gap if table.attack == AUTO_ATTACK else "-")
+
+
+def _beside(paper: float | None, ours: Spread | None, seeds: int | None) -> tuple[str, str, str]:
+    """Return the paper's figure, ours, with its number where that is not `seeds`, and the difference."""
+    if ours is None:
+        return "-" if paper is None else f"{paper:.2f}", "-", "-"
+    counted = f" (n={ours.n})" if seeds not in (None, ours.n) else ""
+    found = mean_and_std(ours) + counted
+    return ("-", found, "-") if paper is None else (f"{paper:.2f}", found, f"{ours.mean - paper:+.2f}")
 
 
 def notes(table: PublishedTable) -> list[str]:
     """Return the sentences that belong under the table."""
-    sentences = []
+    sentences, epochs = [], f"{table.epochs} {plural('epoch', table.epochs)}"
     if table.missing:
-        sentences.append(f"INCOMPLETE: {len(table.missing)} runs are not finished; this table may change.")
+        runs = plural("run", len(table.missing))
+        sentences.append(f"INCOMPLETE: {len(table.missing)} {runs} not finished; this table may change.")
     protocol = "all training images (protocol paper)"
     if table.protocol != "paper":
         protocol = f"protocol {table.protocol}, which holds out images that the paper trained on"
-    return [
-        *sentences,
-        f"n = {table.seeds} per row, {table.epochs} epochs, {protocol}; ± is the standard deviation over seeds. "
-        f"ours − paper: points, {table.ours}.",
-        "optimistic: the epoch that was best on the test images. It is chosen by what it is measured on, so it is too "
-        "high, but many published figures are made so.",
-        "soft gradient: the factor of softmax(z / T) − softmax(z_teacher / T) in the gradient to the student's logits "
-        "z. KL times T² has weight · T, GKL's soft cross-entropy weight · ce / T: at T = 4 and equal weights 16 times "
-        "less. γ: weight_power, τ: prior_temperature.",
-    ]
+    weights = "last epoch" if table.attack is None else "reported weights"
+    sentences.append(
+        f"n = {table.seeds} per row, {epochs}, {protocol}; ± is the standard deviation over seeds. "
+        f"ours − paper: points, of the {weights}."
+    )
+    if table.attack is None:
+        return [*sentences, OPTIMISTIC, SOFT_GRADIENT]
+    if table.attack != AUTO_ATTACK:
+        sentences.append(
+            f"The paper's robust accuracy is under AutoAttack (aa), ours under {table.attack}, which leaves more than "
+            "AutoAttack would: there is no difference to take."
+        )
+    return [*sentences, LETTERS]
 
 
 def rich_published(table: PublishedTable) -> Group:

@@ -33,7 +33,8 @@ def recipes_of(entry: str) -> list[RecipeRow]:
     """Return the recipes that name an entry, each read from its file.
 
     A recipe of the papers' protocol expects the paper's figures, those of `compare.published` for the rows that it
-    trains, and says in its header whether they were reproduced. Any other recipe expects what came out here.
+    trains (after adversarial training clean / AutoAttack), and says in its header whether they were reproduced. Any
+    other recipe expects what came out here.
     """
     return [_row(recipe) for recipe in named_in_headers().get(entry, ())]
 
@@ -49,6 +50,10 @@ def _row(name: str) -> RecipeRow:
         return RecipeRow(name, commands, "", fields.get("Expected", ""))
     if published is None:
         return RecipeRow(name, commands, fields.get("Expected", ""), fields.get("Reproduced", ""))
-    values = {"ce": published.student, **published.rows}
-    shown = [f"{row} {values[row]:.2f}" for row in recipe.compare.contenders if values.get(row) is not None]
+    clean: dict[str, float | None] = {"ce": published.student, **published.rows}
+    shown = []
+    for row in recipe.compare.contenders:
+        both = (clean.get(row), published.robust_rows.get(row))
+        figures = [f"{figure:.2f}" for figure in both if figure is not None]
+        shown += [f"{row} {' / '.join(figures)}"] if figures else []
     return RecipeRow(name, commands, ", ".join(shown), fields.get("Reproduced", ""))
