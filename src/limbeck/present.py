@@ -42,6 +42,7 @@ def compare_and_show(
     from limbeck.analysis.comparison import summarise
     from limbeck.analysis.published import compare_with_paper, rich_published
     from limbeck.analysis.tables import rich_table
+    from limbeck.analysis.wording import plural
 
     with loading():
         from limbeck.engine.compare import compare
@@ -52,13 +53,17 @@ def compare_and_show(
     finished = _finished(folder)
     workers = workers or automatic_workers(recipe)
     compare(recipe, folder, rows=rows, seeds=seeds, workers=workers, reporter=open_reporter())
+    chosen = [run.folder for runs in summarise(folder).selected_runs().values() for run in runs]
+    _attack_chosen(recipe, folder, chosen, workers)
     new = len(_finished(folder) - finished)
     say(f"\n{recipe.title}")
     print_rich(rich_table(summarise(folder)))
     if published:
+        say("")
         print_rich(rich_published(compare_with_paper(folder)))
     if new:
-        say(f"Trained {new} runs in {time.monotonic() - start:.0f} s; {len(finished)} were finished already.")
+        seconds = time.monotonic() - start
+        say(f"Trained {new} {plural('run', new)} in {seconds:.0f} s; {len(finished)} finished already.")
     else:
         say(f"All {len(finished)} runs were finished already: nothing was trained.")
     if importlib.util.find_spec("matplotlib"):
@@ -88,9 +93,13 @@ def attack_and_show(
         from limbeck.engine.progress import open_reporter
 
     if run is not None:
-        content, folder = attack_run(run, request, which=which, reporter=open_reporter()), run
+        folder = run
+        with open_reporter() as reporter:
+            content = attack_run(run, request, which=which, reporter=reporter)
     elif recipe is not None and weights is not None:
-        content, folder = attack_file(recipe, weights, request, reporter=open_reporter()), attack_folder(weights)
+        folder = attack_folder(weights)
+        with open_reporter() as reporter:
+            content = attack_file(recipe, weights, request, reporter=reporter)
     print_robustness(content)
     say(f"Figures and flags per image: {folder}")
     if request.robustbench:
@@ -114,13 +123,26 @@ def sweep_and_show(grid: Grid, folder: Path, *, seeds: int, workers: int | None 
         from limbeck.engine.sweep import sweep
 
     recipe = grid.points[0].recipe
-    sweep(grid, folder, seeds=seeds, workers=workers or automatic_workers(recipe), reporter=open_reporter())
+    workers = workers or automatic_workers(recipe)
+    sweep(grid, folder, seeds=seeds, workers=workers, reporter=open_reporter())
+    found = summarise(folder)
+    chosen = [folder / found.chosen.name / f"seed{seed}" for seed in found.seeds] if found.chosen else []
+    _attack_chosen(recipe, folder, chosen, workers)
     say(f"\n{recipe.title}")
     print_rich(rich_table(summarise(folder)))
     if importlib.util.find_spec("matplotlib"):
         _plot_sweep(folder)
     else:
         say(f"For the picture: {install('viz')}; then limbeck plot {folder}")
+
+
+def _attack_chosen(recipe: Recipe, folder: Path, runs: Sequence[Path], workers: int) -> None:
+    """Attack the test images of the runs that were chosen, if the recipe is one of adversarial training."""
+    if recipe.task == "adversarial":
+        from limbeck.engine.attack_plan import attack_runs
+        from limbeck.engine.progress import open_reporter
+
+        attack_runs(folder, runs, recipe.adversary.attacks, workers=workers, reporter=open_reporter())
 
 
 def _plot_sweep(folder: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from limbeck.engine.teachers import TeacherSource
 
 FORMAT = 1
-COMPARISON = "comparison.json"
+COMPARISON = run_folder.COMPARISON
 
 
 class Entry(NamedTuple):
@@ -74,6 +74,7 @@ def compare(
         UserError: No such row, a folder of another comparison or in use, or what `fit` raises.
     """
     rows = _known_rows(recipe, rows)
+    run_folder.refuse_run(folder, "--folder")
     # Seed by seed, so that an early stop leaves whole comparisons of fewer seeds behind.
     entries = [
         Entry(row, setting, seed)
@@ -129,7 +130,8 @@ def _job(recipe: Recipe, folder: Path, entry: Entry, sources: tuple[TeacherSourc
     which = f", setting {entry.setting}" if len(settings) > 1 else ""
     changes: dict[str, Any] = {"losses": settings[entry.setting], "compare": CompareOptions()}
     if recipe.task == "adversarial":
-        changes["adversary"] = recipe.adversary_of(entry.row)
+        # The attacks are made later, on the setting that validation chooses: see attack_plan.py.
+        changes["adversary"] = recipe.adversary_of(entry.row).model_copy(update={"attacks": ()})
     student = recipe.model_copy(update=changes)
     return Job(folder / entry.folder, student, f"{entry.row}{which}, seed {entry.seed}", entry.seed, sources)
 

@@ -13,7 +13,6 @@ import torch
 from limbeck.adversary.robustness import robustbench
 from limbeck.config_files import load_recipe
 from limbeck.engine import run_folder
-from limbeck.engine.compare import COMPARISON
 from limbeck.engine.fit import open_device
 from limbeck.engine.lock import locked
 from limbeck.engine.metrics import measure, predict
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from limbeck.config_adversary import AttackRequest
     from limbeck.data import DataBundle
     from limbeck.engine.progress import Reporter
+    from limbeck.engine.signals import StopRequest
     from limbeck.models import Network
 
 Which: TypeAlias = Literal["last", "best", "ema"]
@@ -69,7 +69,6 @@ def open_run(run: Path, which: Which | None) -> OpenRun:
         UserError: The run is not finished, has no such weights, its data are not what they were, or a file of it is
             damaged.
     """
-    _refuse_comparison(run)
     results = read_results(run)
     recipe = load_recipe(str(run / run_folder.CONFIG))
     device = open_device(recipe.train.device)
@@ -136,7 +135,14 @@ def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
 # --- under attack -----------------------------------------------------------------------------------------
 
 
-def attack_run(run: Path, request: AttackRequest, *, which: Which | None, reporter: Reporter) -> dict[str, Any]:
+def attack_run(
+    run: Path,
+    request: AttackRequest,
+    *,
+    which: Which | None,
+    reporter: Reporter,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
     """Return what attacks leave of a finished run's accuracy on its test images; its folder keeps that.
 
     Args:
@@ -144,17 +150,18 @@ def attack_run(run: Path, request: AttackRequest, *, which: Which | None, report
         request: Attacks, radii, norm; a file for RobustBench's entry at the first radius.
         which: See `open_run`. The files of weights that the run does not report have names of their own.
         reporter: Whom to tell.
+        stop: Says when to stop early.
 
     Returns:
         What robustness.json holds.
 
     Raises:
-        Interrupted: Ctrl-C; the message says how to go on.
+        Interrupted: Ctrl-C or another signal; the message says how to go on.
         UserError: See `open_run` and `evaluate_robustness`; or another process has the folder.
     """
     opened = open_run(run, which)
     with locked(run, "RUN"):
-        return _attack(opened, request, run, reporter)
+        return _attack(opened, request, run, reporter, stop)
 
 
 def attack_file(recipe: Recipe, weights: Path, request: AttackRequest, *, reporter: Reporter) -> dict[str, Any]:
@@ -178,25 +185,27 @@ def attack_folder(weights: Path) -> Path:
     return Path("runs") / f"evaluate-{weights.stem}"
 
 
-def _attack(opened: OpenRun, request: AttackRequest, folder: Path, reporter: Reporter) -> dict[str, Any]:
+def _attack(
+    opened: OpenRun, request: AttackRequest, folder: Path, reporter: Reporter, stop: StopRequest | None = None
+) -> dict[str, Any]:
     recipe = opened.recipe
     norm = request.norm or recipe.adversary.norm
     epsilons = request.epsilons or (recipe.adversary.epsilon,)
     others: list[str] = [opened.which] if opened.which != opened.reported else []
     others += [norm] if norm != recipe.adversary.norm else []
     try:
-        with reporter:
-            content = evaluate_robustness(
-                opened.model,
-                opened.data.test,
-                recipe.model_copy(update={"adversary": recipe.adversary.model_copy(update={"norm": norm})}),
-                attacks=request.attacks or recipe.adversary.attacks,
-                epsilons=epsilons,
-                folder=folder,
-                reporter=reporter,
-                weights=opened.which,
-                suffix="".join(f"-{other}" for other in others),
-            )
+        content = evaluate_robustness(
+            opened.model,
+            opened.data.test,
+            recipe.model_copy(update={"adversary": recipe.adversary.model_copy(update={"norm": norm})}),
+            attacks=request.attacks or recipe.adversary.attacks,
+            epsilons=epsilons,
+            folder=folder,
+            reporter=reporter,
+            stop=stop,
+            weights=opened.which,
+            suffix="".join(f"-{other}" for other in others),
+        )
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"{folder}: stopped; what AutoAttack has finished is kept, so go on with the same command"
@@ -225,12 +234,3 @@ def _teacher_logits(run: Path, split: str) -> Tensor | None:
         raise UserError(
             f"{path} cannot be read ({reason(error)}); delete it to evaluate without the agreement with the teacher"
         ) from error
-
-
-def _refuse_comparison(run: Path) -> None:
-    """Raise UserError, with one of its runs as an example, if the folder is a comparison's."""
-    if not (run / COMPARISON).is_file():
-        return
-    finished = sorted(run.glob(f"*/setting*/seed*/{run_folder.RESULTS}"))
-    example = f", such as {finished[0].parent}" if finished else "; none is finished yet"
-    raise UserError(f"{run}: expected a run, got a comparison; evaluate one of its runs{example}")

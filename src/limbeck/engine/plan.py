@@ -46,6 +46,7 @@ class Job:
 
 TrainJob: TypeAlias = Callable[[Job, Reporter, StopRequest, Resources], Any]
 GiveUp: TypeAlias = Callable[[Job, str], None]
+Finished: TypeAlias = Callable[[Job], bool]
 
 
 def train_job(job: Job, reporter: Reporter, stop: StopRequest, resources: Resources) -> dict[str, Any]:
@@ -60,6 +61,11 @@ def train_job(job: Job, reporter: Reporter, stop: StopRequest, resources: Resour
         sources=job.sources,
         title=job.title,
     )
+
+
+def is_trained(job: Job) -> bool:
+    """Say whether the training of a job is finished already; see `run_folder.is_finished`."""
+    return run_folder.is_finished(job.run, job.recipe, resume=True)
 
 
 def teacher_jobs(recipe: Recipe, folder: Path, group: int) -> tuple[tuple[TeacherSource, ...], list[Job]]:
@@ -104,6 +110,7 @@ def run_plan(
     stop: StopRequest,
     give_up: GiveUp,
     train: TrainJob = train_job,
+    finished: Finished = is_trained,
 ) -> None:
     """Train what is not finished of a list of jobs.
 
@@ -116,12 +123,13 @@ def run_plan(
         stop: Says when to stop early.
         give_up: Is told of a run that diverged, and why.
         train: Trains one job; with several workers a function that can be imported.
+        finished: Says whether there is nothing left to do for a job.
 
     Raises:
         Interrupted: A signal came; what was training is saved.
         UserError: What the training of a run raises, or a process ended before its run did.
     """
-    todo = [job for job in jobs if not run_folder.is_finished(job.run, job.recipe, resume=True)]
+    todo = [job for job in jobs if not finished(job)]
     reporter.begin_plan(title, runs=len(jobs), done=len(jobs) - len(todo))
     if min(workers, len(todo)) > 1:
         from limbeck.engine.workers import Pool  # it imports this file

@@ -93,6 +93,10 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def describe_epoch(line: Mapping[str, Any]) -> str:
     """Return the losses and accuracies of an epoch's line in words.
 
@@ -117,8 +121,12 @@ def _epoch_words(line: Mapping[str, Any]) -> dict[str, str]:
 def _final_words(results: Mapping[str, Any]) -> str:
     for split in ("test", "validation"):
         if metrics := results[results.get("reported", "last")][split]:
-            robust = f", under attack {100 * metrics['robust']:.1f} %" if "robust" in metrics else ""
-            return f"{split} {100 * metrics['top1']:.1f} %{robust}"
+            words = f"{split} {100 * metrics['top1']:.1f} %"
+            for row in (results.get("robustness") or {}).get("rows", ()):
+                words += f", {row['attack']} {100 * row['accuracy']:.1f} %"
+            if "robust" in metrics and not results.get("robustness"):
+                words += f", under attack {100 * metrics['robust']:.1f} %"
+            return words
     return "done"
 
 
@@ -155,7 +163,7 @@ class PlainReporter(Reporter):
     def begin_plan(self, title: str, *, runs: int, done: int) -> None:
         """Print how many runs there are."""
         self._plan = _Speed(runs, done)
-        self.note(f"{title}: {runs} runs" + (f", {done} finished already" if done else ""))
+        self.note(f"{title}: {_counted(runs, 'run')}" + (f", {done} finished already" if done else ""))
 
     def lane(self) -> Reporter:
         """Return one with a run of its own; the plan is the same."""
@@ -166,7 +174,7 @@ class PlainReporter(Reporter):
         self._title = title
         self._run = _Speed(steps, done)
         if self._plan is None:
-            self.note(f"{title}: {steps} steps" + (f", {done} done before" if done else ""))
+            self.note(f"{title}: {_counted(steps, 'step')}" + (f", {done} done before" if done else ""))
 
     def step(self, step: int, samples: int) -> None:
         """Count."""

@@ -11,6 +11,7 @@ from safetensors.torch import save as save_safetensors
 
 from limbeck.engine import run_folder
 from limbeck.engine.metrics import EVALUATION_BATCH
+from limbeck.engine.robustness import evaluate_robustness
 from limbeck.engine.run_folder import atomic_file, write_json
 from limbeck.models import Network
 
@@ -55,11 +56,28 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         results["reported"] = which = _reported(trainer)
         if len(trainer.data.test):
             shown = trainer.predict("test", networks[which])
-            results["robustness"] = None
+            attack_reported(trainer, networks[which], which)
     with atomic_file(run / run_folder.PREDICTIONS) as file:
         np.savez(file, allow_pickle=False, **_predictions(trainer, networks[results.get("reported", "last")], shown))
     write_json(run / run_folder.RESULTS, results)
     return results
+
+
+def attack_reported(trainer: Trainer, model: nn.Module, which: str) -> None:
+    """Make the recipe's attacks on the test images; robustness.json keeps what they leave."""
+    adversary = trainer.recipe.adversary
+    if adversary.attacks:
+        evaluate_robustness(
+            model,
+            trainer.data.test,
+            trainer.recipe,
+            attacks=adversary.attacks,
+            epsilons=(adversary.epsilon,),
+            folder=trainer.run,
+            reporter=trainer.reporter,
+            stop=trainer.stop,
+            weights=which,
+        )
 
 
 def _reported(trainer: Trainer) -> Literal["last", "best", "ema"]:

@@ -20,7 +20,7 @@ from limbeck.adversary.robustness import Robustness, Row
 from limbeck.data import Source
 from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.run_folder import atomic_file, write_json
-from limbeck.errors import UserError, reason
+from limbeck.errors import Interrupted, UserError, reason
 from limbeck.models import Network
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from limbeck.config import Recipe
     from limbeck.data import Pixels, Samples
     from limbeck.engine.progress import Reporter
+    from limbeck.engine.signals import StopRequest
 
 FIGURES = "robustness{}.json"
 PREDICTIONS = "robust_predictions{}.npz"
@@ -75,6 +76,7 @@ def evaluate_robustness(
     epsilons: Sequence[float],
     folder: Path,
     reporter: Reporter,
+    stop: StopRequest | None = None,
     weights: str = "last",
     suffix: str = "",
 ) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def evaluate_robustness(
         epsilons: Radii, in units of the pixels.
         folder: Of the run.
         reporter: Whom to tell.
+        stop: Says when to stop early; what AutoAttack has finished is kept.
         weights: What they are called in the file: "last", "best", "ema".
         suffix: Of the names of the files, where the run reports other weights than these.
 
@@ -98,6 +101,7 @@ def evaluate_robustness(
         What robustness.json holds.
 
     Raises:
+        Interrupted: A signal came.
         UserError: There are no test images, their pixels are not in [0, 1], an attack is unknown or its package
             missing, or the folder cannot be written.
     """
@@ -117,7 +121,7 @@ def evaluate_robustness(
             batch_size=EVALUATION_BATCH,
             seed=SEED,
             folder=folder / CHUNKS,
-            progress=_progress(reporter),
+            progress=_progress(reporter, stop, folder),
         )
         arrays = earlier.arrays if earlier else _predictions(victim, images, source.labels, recipe, epsilons[0])
     except (ValueError, ImportError) as error:
@@ -149,11 +153,23 @@ def _identity(model: nn.Module, images: Tensor, labels: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _progress(reporter: Reporter) -> Callable[[str, float, int, int], None]:
+def _progress(reporter: Reporter, stop: StopRequest | None, folder: Path) -> Callable[[str, float, int, int], None]:
     def tell(attack: str, epsilon: float, done: int, total: int) -> None:
         reporter.attack(f"{attack}, epsilon {epsilon:g}", done=done, images=total)
+        if stop is not None and stop.signal_name and done < total:
+            raise Interrupted(f"stopped by {stop.signal_name}: {folder} keeps {done} of {total} images of {attack}")
 
     return tell
+
+
+def missing_attacks(folder: Path, attacks: Sequence[str], epsilon: float) -> bool:
+    """Say whether robustness.json of a run's folder lacks one of some attacks at a radius."""
+    try:
+        content = json.loads((folder / FIGURES.format("")).read_text(encoding="utf-8"))
+        found = {row["attack"] for row in content["rows"] if row["epsilon"] == epsilon}
+    except (OSError, ValueError, KeyError, TypeError):
+        return bool(attacks)
+    return not set(attacks) <= found
 
 
 # --- arrays -----------------------------------------------------------------------------------------------

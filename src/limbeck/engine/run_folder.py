@@ -29,6 +29,8 @@ CHECKPOINT = "checkpoint.pt"
 PREDICTIONS = "predictions.npz"
 RESULTS = "results.json"
 TENSORBOARD = "tensorboard"
+COMPARISON = "comparison.json"  # in a folder of runs
+SWEEP = "sweep.json"
 WEIGHTS = {"last": "weights.safetensors", "best": "best.safetensors", "ema": "ema.safetensors"}
 
 RESULTS_FORMAT = 1
@@ -39,6 +41,7 @@ BEFORE_CONFIG = frozenset({LOCK, f".{CONFIG}{TEMPORARY}"})  # what a run leaves 
 # What may differ between the sessions of one run without changing what it computes. Threads and teachers matter, but
 # the checkpoint answers for them: it keeps the number of threads and the fingerprints of the teachers' weights.
 FREE_KEYS: dict[str, frozenset[str]] = {
+    "adversary": frozenset({"attacks"}),  # made on the finished weights
     "data": frozenset({"folder", "generated"}),  # the checkpoint keeps the fingerprint of the data themselves
     "save": frozenset({"every_steps", "every_seconds", "every_epochs", "tensorboard"}),
     "train": frozenset({"device", "threads"}),
@@ -110,8 +113,7 @@ def read_results(run: Path) -> dict[str, Any]:
     """
     path = run / RESULTS
     if not path.is_file():
-        state = "an unfinished run (continue it with --resume)" if (run / CONFIG).is_file() else "no run"
-        raise UserError(f"{run}: expected the folder of a finished run, got {state}")
+        raise UserError(f"{run}: expected the folder of a finished run, got {_what_is_there(run)}")
     way_out = f"delete it and run: limbeck train {run / CONFIG} --run {run} --resume"  # it writes the results again
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -120,6 +122,22 @@ def read_results(run: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != RESULTS_FORMAT:
         raise UserError(f"{path}: expected results of format {RESULTS_FORMAT}, got other JSON; {way_out}")
     return content
+
+
+def _what_is_there(folder: Path) -> str:
+    """Say what a folder without results is; of several runs, with one of them as an example."""
+    for name, what in ((COMPARISON, "a comparison"), (SWEEP, "a sweep")):
+        if (folder / name).is_file():
+            finished = sorted(folder.glob(f"**/seed*/{RESULTS}"))
+            example = f", such as {finished[0].parent}" if finished else "; none is finished yet"
+            return f"{what}; name one of its runs{example}"
+    return "an unfinished run (continue it with --resume)" if (folder / CONFIG).is_file() else "no run"
+
+
+def refuse_run(folder: Path, option: str) -> None:
+    """Raise UserError if a folder that is to hold runs is that of a run; `option` chooses another."""
+    if (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: expected a folder for several runs, got that of a run; choose another {option}")
 
 
 def is_finished(run: Path, recipe: Recipe, *, resume: bool) -> bool:

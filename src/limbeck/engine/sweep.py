@@ -11,7 +11,7 @@ from limbeck.engine.fit import plan_teachers
 from limbeck.engine.lock import locked
 from limbeck.engine.plan import Job, run_plan
 from limbeck.engine.progress import Reporter
-from limbeck.engine.run_folder import recipe_fingerprint, write_json
+from limbeck.engine.run_folder import SWEEP, recipe_fingerprint, refuse_run, write_json
 from limbeck.engine.signals import StopRequest
 from limbeck.errors import Interrupted
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from limbeck.engine.teachers import TeacherSource
 
 FORMAT = 1
-SWEEP = "sweep.json"
 SHOWN = 8  # digits of a fingerprint that tell the teachers of a sweep apart
 
 
@@ -49,6 +48,7 @@ def sweep(
         Interrupted: A signal came; everything is saved, and the same call goes on.
         UserError: A folder of other runs or in use, or what `fit` raises.
     """
+    refuse_run(folder, "--folder")
     jobs = _plan(grid, folder, seeds)
     diverged: dict[str, str] = {}
 
@@ -82,7 +82,9 @@ def _plan(grid: Grid, folder: Path, seeds: int) -> list[Job]:
                     sources.append(run)
                 elif source is not None:
                     sources.append(source)
-            recipe = recipe.model_copy(update={"compare": CompareOptions()})
+            # The attacks are made later, on the point that validation chooses: see attack_plan.py.
+            adversary = recipe.adversary.model_copy(update={"attacks": ()})
+            recipe = recipe.model_copy(update={"compare": CompareOptions(), "adversary": adversary})
             run = folder / point.name / f"seed{seed}"
             jobs[run] = Job(run, recipe, f"{point.name}, seed {seed}", seed, tuple(sources))
     return list(jobs.values())

@@ -65,8 +65,13 @@ class _Sender(Reporter):
     def epoch(self, line: Mapping[str, Any], epochs: int) -> None:
         self._send("epoch", {key: line[key] for key in ("epoch", "train", "validation")}, epochs)
 
+    def attack(self, title: str, *, done: int, images: int) -> None:
+        self._send("attack", title, done, images)
+
     def end_run(self, results: Mapping[str, Any]) -> None:
-        self._send("end", {"last": results["last"]})
+        told = {results.get("reported", "last"), "last"}
+        kept = {key: results[key] for key in (*told, "reported", "robustness") if key in results}
+        self._send("end", kept)
 
     def note(self, text: str) -> None:
         self._send("note", text)
@@ -239,6 +244,8 @@ class Pool:
                 worker.reporter.step(step, samples)
             case "epoch", line, epochs:
                 worker.reporter.epoch(line, epochs)
+            case "attack", title, done, images:
+                worker.reporter.attack(title, done=done, images=images)
             case "end", results:
                 worker.reporter.end_run(results)
             case "note", text:
@@ -266,7 +273,7 @@ class Pool:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = "; out of memory, perhaps: use fewer workers" if code == -9 else ""
         if job is not None:
-            text = f"the process that trained {job.run} {how}{hint}; start again to go on from what was saved"
+            text = f"the process that worked on {job.run} {how}{hint}; start again to go on from what was saved"
             self._wind_up(UserError(text))
 
     def _wind_up(self, error: Exception) -> None:
