@@ -19,6 +19,7 @@ from limbeck.errors import Interrupted
 
 ALLOCATED = ", asked for 4.0 GiB"
 FEW = "distill/digits/few-labels"
+FILE = ["evaluate", "--model", "resnet20", "--weights", "f.pth"]
 TINY = ["--set", "train.epochs=1", "--set", "save.tensorboard=false"]
 
 
@@ -148,6 +149,9 @@ def test_loss_is_shown_with_default_range_and_meaning_of_each_option(limbeck_say
         (["compare", FEW, "--losses", "kl,glk"], "did you mean `gkl`? (rows: ce, kl, dkl, ikl, gkl)"),
         (["compare", "digits/teacher"], "no rows to compare"),
         (["evaluate", "nowhere"], "nowhere"),
+        ([*FILE, "--data", "digits", "--which", "best"], "--which best chooses among the weights of a RUN"),
+        ([*FILE, "--data", "custom"], "`custom`; expected one of `cifar10`, `cifar100`, `digits`, `mnist5k`"),
+        ([*FILE, "--data", "cifar11"], "--data: unknown data set `cifar11`; did you mean `cifar10"),
         (["evaluate", "x", "--which", "bst"], "'bst' is not one of 'last', 'best', 'ema'"),
         (["plot", "nowhere"], "nowhere"),
         (["losses", "gk"], "unknown loss `gk`; did you mean `gkl`?"),
@@ -168,7 +172,11 @@ def test_mistake_is_one_line_and_exit_code_2(limbeck_says, words, expected):
     [
         (Interrupted("saved; go on with --resume"), 75, "limbeck: saved; go on with --resume\n"),
         (KeyboardInterrupt(), 130, "limbeck: interrupted\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, "limbeck: runs/a: No space left on device\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a"),
+            2,
+            "limbeck: runs/a: no space left on device; mend that, and run the command again\n",
+        ),
         *(
             (error, 2, f"limbeck: out of memory{asked}; lower `model.width` or `train.batch_size`\n")
             for error, asked in (

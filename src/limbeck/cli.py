@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from limbeck.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError, missing_extra
+from limbeck.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError, missing_extra, reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,9 +87,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
             return "interrupted", EXIT_KEYBOARD
         case ModuleNotFoundError(name=str(name)) if name.split(".")[0] in CLI_PACKAGES:
             return str(missing_extra(name.split(".")[0], "cli", "the command line")), EXIT_USER_ERROR
-        case OSError(strerror=str(reason)):
+        case OSError(strerror=str()):
             place = f"{error.filename}: " if error.filename else ""
-            return f"{place}{reason}", EXIT_USER_ERROR
+            return f"{place}{reason(error)}; mend that, and run the command again", EXIT_USER_ERROR
     if memory := _out_of_memory(error):
         return memory, EXIT_USER_ERROR
     if hasattr(error, "format_message"):  # click's exceptions, which typer has of its own since 0.26

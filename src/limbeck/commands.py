@@ -128,7 +128,10 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Its weights: .safetensors, or a public .pth.")
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="NAME", help="What it sees, such as cifar100.")] = None,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change an option of a file's data: --set data.folder=FOLDER"),
+    ] = None,
     attacks: Annotated[
         str | None,
         typer.Option(
@@ -154,7 +157,7 @@ def evaluate(
     from limbeck.config_files import recipe_of_file
     from limbeck.listings import loading, print_metrics
 
-    options = recipe_of_file(run, model, weights, data, overrides or ())
+    options = recipe_of_file(run, model, weights, data, overrides or (), which=which.value if which else None)
     request = read_request(attacks, epsilon, norm.value if norm else None, entry)
     chosen: Literal["last", "best", "ema"] | None = which.value if which else None
     if request:

@@ -10,12 +10,12 @@ import difflib
 import itertools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from limbeck.config import TERMS, Recipe, TermOptions, did_you_mean
+from limbeck.config import TERMS, DataOptions, Recipe, TermOptions, did_you_mean
 from limbeck.config_errors import Keys, one_line, show
 from limbeck.config_models import STANDARDISING_MODELS
 from limbeck.errors import UserError, reason
@@ -178,7 +178,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         data = _parse(path.read_text(encoding="utf-8"), str(name_or_path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe `{name_or_path}` cannot be read: {reason(error)}") from error
+        why = f"recipe `{name_or_path}` cannot be read ({reason(error)})"
+        raise UserError(f"{why}; mend that, or name another") from error
     if not isinstance(data, dict):
         raise UserError(f"{name_or_path}: expected options as `key: value`, got {show(data)}")
     return override(_validate(data, lambda _: str(name_or_path)), overrides)
@@ -196,16 +197,51 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """
     if not overrides:
         return recipe
-    data = recipe.model_dump(mode="json")
     parsed = sorted(map(parse_override, overrides), key=lambda item: (len(item.path), item.path[-1] != "name"))
-    for item in parsed:
+    data = _merged(recipe, parsed)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        culprits = _culprits(recipe, parsed, error)
+        raise UserError(one_line(error, data, lambda keys: _blame(keys, culprits))) from error
+
+
+def _merged(recipe: Recipe, overrides: Sequence[Override]) -> dict[str, Any]:
+    data = recipe.model_dump(mode="json")
+    for item in overrides:
         _check_root(item, data)
         _assign(data, item)
-    return _validate(data, lambda keys: _blame(keys, parsed))
+    return data
+
+
+def _culprits(recipe: Recipe, overrides: Sequence[Override], error: ValidationError) -> list[Override]:
+    """Return the overrides without which there is no such mistake: each that can be left out is."""
+    kept = list(overrides)
+    for item in overrides:
+        rest = [other for other in kept if other is not item]
+        try:
+            Recipe.model_validate(_merged(recipe, rest))
+        except UserError:
+            continue  # the others need this one
+        except ValidationError as left:
+            if _first_mistake(left) == _first_mistake(error):
+                kept = rest
+    return kept
+
+
+def _first_mistake(error: ValidationError) -> tuple[Any, ...]:
+    item = error.errors(include_url=False)[0]
+    return item["loc"], item["type"], item["msg"]
 
 
 def recipe_of_file(
-    run: Path | None, model: str | None, weights: Path | None, data: str | None, overrides: Sequence[str]
+    run: Path | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    overrides: Sequence[str],
+    *,
+    which: str | None = None,
 ) -> Recipe | None:
     """Return the network and data that a file of weights is evaluated with; None where a run says them.
 
@@ -215,6 +251,7 @@ def recipe_of_file(
         weights: File of weights.
         data: Name of a data set.
         overrides: As of `load_recipe`; for a file only.
+        which: For a run only.
 
     Raises:
         UserError: neither a run alone nor the three others together, or an unknown name.
@@ -229,6 +266,11 @@ def recipe_of_file(
         raise UserError(
             f"evaluate expected a RUN, or --model, --weights and --data together, got no {' and no '.join(missing)}"
         )
+    if which is not None:
+        raise UserError(f"--which {which} chooses among the weights of a RUN, a file has one set; leave it out")
+    known = set(get_args(DataOptions.model_fields["name"].annotation)) - {"custom"}
+    if data not in known:
+        raise UserError(f"--data: unknown data set `{data}`; {did_you_mean(str(data), sorted(known))}")
     seen = {"name": data, "standardise": model not in STANDARDISING_MODELS}
     options = {"model": {"name": model}, "data": seen}
     return override(_validate(options, lambda keys: f"--{keys[0]}"), overrides)
@@ -352,7 +394,7 @@ def _validate(data: Any, blame: Callable[[Keys], str]) -> Recipe:
 
 
 def _blame(keys: Keys, overrides: Sequence[Override]) -> str:
-    """Name the override that set `keys`; where several together made the mistake, all of them."""
+    """Name the override that set `keys`; where several together made the mistake, all of those."""
     setters = [item for item in overrides if keys[: len(item.path)] == item.path]
     inside = [item for item in overrides if item.path[: len(keys)] == keys]
     return " ".join(f"--set {item.text}" for item in setters[-1:] or inside or overrides)

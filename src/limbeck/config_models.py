@@ -82,7 +82,10 @@ class TeacherOptions(Options):
     def _exactly_one(self) -> TeacherOptions:
         sources = (self.run, self.recipe, self.model, self.module)
         if sum(source is not None for source in sources) != 1:
-            raise ValueError("expected exactly one of `run`, `recipe` and `model`; set the others to null")
+            if any(source is not None for source in sources):
+                raise ValueError("expected exactly one of `run`, `recipe` and `model`; set the others to null")
+            beside = "; `weights` need the network of a `recipe` or `model` beside them" if self.weights else ""
+            raise ValueError(f"expected one of `run`, `recipe` and `model`, got none{beside}")
         if self.model is not None and self.weights is None:
             raise ValueError("`model` expected a file in `weights`; to train one, name its `recipe`")
         if self.weights is not None and self.recipe is None and self.model is None:
