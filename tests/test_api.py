@@ -232,6 +232,10 @@ MISTAKES = {
     "meta": (lambda: {"model": nn.Linear(8, 4, device="meta")}, "`model` expected weights, got a module on the meta"),
     "no parameters": (lambda: {"model": nn.Identity()}, "`model` expected parameters that train, got none"),
     "no module": (lambda: {"model": lambda x: x}, "`model` expected a torch.nn.Module, got function"),
+    "teacher a function": (
+        lambda: {"teacher": lambda x: x},
+        "`teacher` expected a torch.nn.Module, or several, got function",
+    ),
     "teacher no module": (lambda: {"teacher": [3]}, "`teacher` expected a torch.nn.Module, or several, got int"),
     "shared": (shared, "`model` expected parameters of its own, got some of the teacher's"),
     "unused teacher": (lambda: {"teacher": Net()}, "`teacher` was given, but no loss to learn from it with"),
@@ -391,6 +395,31 @@ COMPARE_MISTAKES = {
     "baseline": ({"baseline": "klx"}, "`baseline` expected a row of `losses`, got `klx`; did you mean `kl`"),
     "row name": ({"losses": {"a/b": "ce"}}, "expected letters, digits, `-` and `_`"),
 }
+
+
+def test_a_comparison_goes_into_no_folder_of_a_run(tmp_path):
+    fit(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"got that of a run; choose another `folder`$"):
+        compare(tmp_path / "run", losses=["kl"], seeds=1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("call", [fit, compare])
+def test_messages_of_the_engine_speak_of_arguments(tmp_path, call):
+    place = tmp_path / "all"
+    run = place if call is fit else place / "ce" / "setting0" / "seed0"
+    run.mkdir(parents=True)
+    (run / "notes.txt").write_text("")
+    with pytest.raises(UserError, match=r"got one with other files; choose another `folder`$"):
+        call(place)
+
+
+def test_messages_that_name_a_command_name_the_call(tmp_path):
+    fit(tmp_path / "run")
+    (tmp_path / "run" / run_folder.RESULTS).write_text("{")
+    with pytest.raises(UserError, match=r"; delete it and call limbeck\.fit again with resume=True$"):
+        fit(tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("mistake", COMPARE_MISTAKES)

@@ -85,6 +85,12 @@ def test_every_row_setting_and_seed_is_trained_and_described(comparison, tmp_pat
     assert {row.name for row in summarise(folder).rows} == {"ce", "kl", "dkl"}
 
 
+def test_a_comparison_goes_into_no_folder_of_a_run(comparison, tmp_path):
+    (tmp_path / run_folder.CONFIG).write_text("")
+    with pytest.raises(UserError, match="got that of a run; choose another --folder"):
+        compare(comparison, tmp_path, seeds=1)
+
+
 def test_rows_differ_in_their_losses_alone(comparison, tmp_path):
     compare(comparison, tmp_path / "c", seeds=1)
     # DKL has KL's gradient: with the same student, order and views the two runs are the same up to rounding.

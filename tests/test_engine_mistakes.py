@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from engine_runs import recipe, student_recipe
@@ -66,15 +69,32 @@ def test_damaged_predictions_are_one_line(student):
         evaluate(student)
 
 
-def test_a_comparison_is_not_evaluated_but_names_a_run_that_can_be(tmp_path):
-    (tmp_path / "comparison.json").write_text("{}")
-    with pytest.raises(UserError, match="got a comparison; evaluate one of its runs; none is finished yet"):
+@pytest.mark.parametrize(("kind", "place"), [("comparison", "kl/setting0/seed0"), ("sweep", "temperature=2/seed0")])
+def test_a_folder_of_runs_is_no_run_but_names_one(tmp_path, kind, place):
+    (tmp_path / f"{kind}.json").write_text("{}")
+    with pytest.raises(UserError, match=f"got a {kind}; name one of its runs; none is finished yet"):
         evaluate(tmp_path)
-    run = tmp_path / "kl" / "setting0" / "seed0"
+    run = tmp_path / place
     run.mkdir(parents=True)
     (run / run_folder.RESULTS).write_text("{}")
-    with pytest.raises(UserError, match=f"got a comparison; evaluate one of its runs, such as {run}"):
+    message = f"got a {kind}; name one of its runs, such as {run}"
+    with pytest.raises(UserError, match=message):
         evaluate(tmp_path)
+    with pytest.raises(UserError, match=message):
+        fit(recipe(task="distill", teachers=[{"run": str(tmp_path)}]), tmp_path / "student")
+
+
+def test_weights_that_cannot_be_read_are_one_line(student, monkeypatch):
+    read_bytes = Path.read_bytes
+
+    def refuse(path):
+        if path.name == run_folder.WEIGHTS["last"]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"weights\.safetensors cannot be read \(permission denied\); mend that"):
+        evaluate(student)
 
 
 def test_a_resumed_run_without_its_checkpoint_says_that_it_begins_again(tmp_path):

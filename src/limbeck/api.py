@@ -178,7 +178,7 @@ def fit(
     names = [type(each).__name__ for each in inputs.teachers]
     recipe = run_recipe(settings, terms, teachers=names, seed=seed, title=type(model).__name__)
     refuse_unless_resumed(run, resume)
-    with opened(inputs, place, progress) as (stop, reporter, sources):
+    with opened(inputs, place, progress, "call limbeck.fit again with resume=True") as (stop, reporter, sources):
         data = open_data(inputs, model, place)
         finished = (run / run_folder.RESULTS).is_file()
         try:
@@ -293,7 +293,7 @@ def compare(
     names = [type(each).__name__ for each in inputs.teachers]
     title = title or " from ".join([type(first).__name__, *([" and ".join(names)] if names else [])])
     recipe = comparison_recipe(settings, rows, teachers=names, seed=0, title=title, baseline=baseline)
-    with opened(inputs, place, progress) as (stop, reporter, sources):
+    with opened(inputs, place, progress, "make the same call of limbeck.compare again") as (stop, reporter, sources):
         data = open_data(inputs, first, place)
         comparison = Path(folder)
         for results in comparison.glob(f"*/setting*/seed*/{run_folder.RESULTS}"):

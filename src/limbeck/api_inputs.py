@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +20,7 @@ from limbeck.engine.teachers import GivenModule
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
     from limbeck.config_arguments import Loss
     from limbeck.data import DataBundle
     from limbeck.data.user import Unpack
+
+
+OUR_WORDS = {  # the engine's messages name options of the command line; {again} is how this call goes on
+    r"run: limbeck train .* --resume": "{again}",
+    r"continue (it )?with --resume": "{again}",
+    r"another --run\b": "another `folder`",
+}
 
 
 class Inputs(NamedTuple):
@@ -42,7 +51,11 @@ class Inputs(NamedTuple):
 
 def modules(teacher: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
     """Return the teachers as a list."""
-    modules = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+    if teacher is None:
+        return []
+    if isinstance(teacher, nn.Module) or not isinstance(teacher, Iterable):  # callers may pass anything
+        teacher = [teacher]
+    modules = list(teacher)
     for module in modules:
         if not isinstance(module, nn.Module):
             raise UserError(f"`teacher` expected a torch.nn.Module, or several, got {type(module).__name__}")
@@ -99,14 +112,28 @@ def refuse_unless_resumed(run: Path, resume: bool) -> None:
 
 @contextmanager
 def opened(
-    inputs: Inputs, device: torch.device, progress: bool
+    inputs: Inputs, device: torch.device, progress: bool, again: str
 ) -> Iterator[tuple[StopRequest, Reporter, list[GivenModule]]]:
-    """Freeze the teachers, listen for signals and show progress; undo all of it at the end."""
+    """Freeze the teachers, listen for signals and show progress; undo all of it at the end.
+
+    Messages of the engine speak of arguments meanwhile; `again` says how the call goes on.
+    """
     reporter = open_reporter() if progress else Reporter()
-    with restored(inputs.teachers), StopRequest() as stop, reporter:
+    with _in_our_words(again), restored(inputs.teachers), StopRequest() as stop, reporter:
         for teacher in inputs.teachers:
             teacher.to(device).eval().requires_grad_(False)
         yield stop, reporter, [GivenModule(teacher, fingerprint(teacher, "teacher")) for teacher in inputs.teachers]
+
+
+@contextmanager
+def _in_our_words(again: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for theirs, ours in OUR_WORDS.items():
+            message = re.sub(theirs, lambda _, ours=ours: ours.format(again=again), message)  # type: ignore[misc]
+        raise type(error)(message) from error
 
 
 def open_data(inputs: Inputs, model: nn.Module, device: torch.device) -> DataBundle:

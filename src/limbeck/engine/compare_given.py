@@ -52,6 +52,7 @@ def compare_given(
         Interrupted: A signal came; everything is saved, and the same call goes on.
         UserError: What `fit` raises, or the folder holds finished runs of another network.
     """
+    run_folder.refuse_run(folder, "`folder`")
     rows = recipe.compare.contenders
     entries = [Entry(row, 0, seed) for seed in range(recipe.seed, recipe.seed + seeds) for row in rows]
     jobs = [_job(recipe, folder, entry, teachers) for entry in entries]

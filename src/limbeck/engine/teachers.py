@@ -17,7 +17,7 @@ from limbeck.engine import run_folder
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
 from limbeck.engine.views import RememberingTeacher, open_run_stream
-from limbeck.errors import UserError
+from limbeck.errors import UserError, reason
 from limbeck.models import build_model
 
 if TYPE_CHECKING:
@@ -200,9 +200,11 @@ def load_trained(run: Path, weights: str, data: DataBundle) -> tuple[Network, Re
         raise UserError(f"{run}: the network of this run is a user's own module: call limbeck.fit with it again")
     shape = cast("tuple[int, int, int]", data.image_shape)
     model = build_model(recipe.model, image_shape=shape, num_classes=data.num_classes, seed=0)
-    content = path.read_bytes()
     try:
+        content = path.read_bytes()
         model.load_state_dict(load_safetensors(content))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); mend that, or name another run") from error
     except (SafetensorError, RuntimeError) as error:
         raise UserError(
             f"{path}: expected weights of the network in {run_folder.CONFIG}, got others or a damaged file"
