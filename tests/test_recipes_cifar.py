@@ -1,4 +1,4 @@
-"""Recipes of published tables of distillation: their figures against a second transcription, and two steps of each on made images."""
+"""Recipes of distillation tables: figures against a second transcription, and two steps of each on made images."""
 
 import pytest
 import torch
