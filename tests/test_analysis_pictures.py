@@ -91,6 +91,12 @@ def test_classes_stand_from_most_to_fewest_training_images(tmp_path, axes):
     assert result.rows["kl"][0] == pytest.approx(100 * run.scores.accuracy[[1, 2, 0]])
     per_class.draw(result, axes)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "0"]
+    assert axes.get_xlabel() == "class, from most to fewest training images"
+
+
+def test_classes_of_equal_size_are_in_no_order_of_size(axes):
+    per_class.draw(per_class.PerClass(np.arange(3), np.array([2, 2, 2]), {"kl": np.ones((1, 3))}, "test"), axes)
+    assert axes.get_xlabel() == "class"
 
 
 def test_no_whisker_passes_the_ends_of_accuracy(axes):

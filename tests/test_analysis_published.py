@@ -10,6 +10,7 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from limbeck.analysis.published import cells, compare_with_paper, describe, rich_published, soft_gradient
+from limbeck.analysis.report import write_report
 from limbeck.cli import main
 from limbeck.config import Recipe
 from limbeck.config_files import load_recipe, recipe_names
@@ -75,6 +76,18 @@ def test_row_with_a_missing_seed_says_its_own_n(tmp_path):
     table = compare_with_paper(tmp_path)
     assert {line[0]: line[4] for line in cells(table)}["gkl"] == "90.00 (n=1)"
     assert table.missing == ("gkl/setting0/seed1",)
+
+
+def test_report_holds_the_papers_table(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = comparison(tmp_path, ["kl", "ce"])
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "<h2>A table, teacher &gt; student</h2>" in text
+    assert "crd</td>" in text
+    assert "no loss here yet" in text
+    path = folder / "comparison.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"published": None}))
+    assert "no loss here yet" not in write_report(folder).read_text(encoding="utf-8")
 
 
 def test_comparison_without_published_figures_is_one_line(tmp_path):

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from fake_runs import demo_like, fake_comparison
 
-from limbeck.analysis.report import write_report
+from limbeck.analysis.report import _definitions, write_report
 from limbeck.errors import UserError
 
 VOID = {"meta", "img", "br"}
@@ -98,6 +98,10 @@ def test_incomplete_comparison_is_marked_in_the_report(tmp_path):
     (folder / "gkl/setting0/seed1/results.json").unlink()
     text = write_report(folder).read_text(encoding="utf-8")
     assert re.search(r'<p class="warning">INCOMPLETE: 1 run not finished', text)
+
+
+def test_an_environment_without_accelerators_says_none():
+    assert list(_definitions({"accelerators": []})) == ["<dt>accelerators</dt>", "<dd>none</dd>"]
 
 
 def test_names_are_escaped(tmp_path):

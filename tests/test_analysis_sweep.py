@@ -71,7 +71,7 @@ def test_a_point_with_missing_or_diverged_seeds_is_not_chosen(tmp_path):
     assert "Diverged and left out: learning_rate=0.1 (1 of 2)." in notes(sweep)
     sweep = summarise(fake_sweep(tmp_path / "b", RATES, THREE, missing=["learning_rate=0.1/seed0"]))
     assert sweep.chosen is sweep.points[0]
-    assert notes(sweep)[0] == "Unfinished: 1 of 6 runs are missing."
+    assert notes(sweep)[0] == "Unfinished: 1 of 6 runs is missing."
 
 
 def test_marginals_are_means_over_the_other_options(tmp_path):

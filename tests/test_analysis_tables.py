@@ -1,6 +1,7 @@
 """Claims about the tables of a comparison."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from fake_runs import demo_like, fake_comparison
@@ -57,6 +58,13 @@ def test_notes_say_what_the_numbers_are(comparison):
         "3 largest and smallest of 10 classes",
     ):
         assert said in text
+
+
+def test_one_of_anything_is_no_plural(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS[:1]], "gkl": [SEEDS[:1]]})
+    found = summarise(folder)
+    assert "n = 1 seed per row, 1 epoch, " in " ".join(notes(replace(found, epochs=1)))
+    assert "n = 1 seed per row, 20 epochs, " in " ".join(notes(found))
 
 
 def test_incomplete_comparison_says_so_first(tmp_path):

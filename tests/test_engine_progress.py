@@ -33,6 +33,14 @@ def rows(tmp_path):
     return options.model_copy(update={"train": options.train.model_copy(update={"epochs": 1})})
 
 
+def test_one_run_is_no_plural():
+    stream = io.StringIO()
+    reporter = PlainReporter(stream)
+    reporter.begin_plan("a", runs=1, done=0)
+    reporter.begin_plan("b", runs=2, done=1)
+    assert stream.getvalue().splitlines() == ["a: 1 run", "b: 2 runs, 1 finished already"]
+
+
 def test_lines_tell_each_epoch_with_speed_and_time_left(tmp_path):
     stream = io.StringIO()
     fit(recipe(title="digits"), tmp_path, reporter=PlainReporter(stream))

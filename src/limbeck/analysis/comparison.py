@@ -10,6 +10,7 @@ from limbeck.analysis.robust import AttackPlan, plan_attacks, robust_rows
 from limbeck.analysis.rows import PlannedRow, Row, class_counts, measured, read_row
 from limbeck.analysis.run_files import Run, read_versioned
 from limbeck.analysis.statistics import Judged, PairedDifference, Spread, judge, paired_difference
+from limbeck.analysis.wording import plural
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def summarise(folder: Path) -> Comparison:
     rows = [read_row(folder, name, planned, missing) for name, planned in plan.rows.items()]
     finished = tuple(row for row in rows if row is not None)
     if not finished:
-        raise UserError(f"{folder}: none of the {len(missing)} runs is finished; {WAY_OUT}")
+        raise UserError(f"{folder}: none of the {len(missing)} {plural('run', len(missing))} is finished; {WAY_OUT}")
     baseline = next((row for row in finished if row.name == plan.baseline), None)
     attacks = None
     runs = [run for row in finished for run in row.runs.values()]

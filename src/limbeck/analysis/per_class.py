@@ -55,7 +55,8 @@ def draw(result: PerClass, axes: Axes) -> Axes:
             error = np.minimum(accuracy.std(0, ddof=1), np.stack([mean, 100 - mean]).clip(min=0))
         size = 5 if classes <= 20 else 2
         axes.errorbar(place, mean, error, label=name, linestyle="none", markersize=size, elinewidth=1, **marker(index))
-    order = "class, from most to fewest training images" if len(result.counts) else "class"
+    sorted_by_count = len(result.counts) > 0 and result.counts.min() < result.counts.max()
+    order = "class, from most to fewest training images" if sorted_by_count else "class"
     class_axis(axes, [str(label) for label in result.order], order)
     axes.set_ylabel(f"{result.split} accuracy, %")
     legend_above(axes)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from limbeck.analysis.columns import WORDS, columns, is_best
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.pictures import Picture, comparison_pictures, draw_comparison, draw_run, save
+from limbeck.analysis.published import cells, compare_with_paper, has_published, titles
+from limbeck.analysis.published import notes as notes_of_published
 from limbeck.analysis.tables import describe_term, notes
-from limbeck.analysis.wording import mean_and_std
+from limbeck.analysis.wording import mean_and_std, plural
 from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -96,13 +98,15 @@ def html(comparison: Comparison, pictures: Sequence[Picture]) -> str:
     sentences = notes(comparison)
     warning = f'<p class="warning">{escape(sentences.pop(0))}</p>' if comparison.missing else ""
     run = next(iter(comparison.rows[0].runs.values()))
-    seeds = ", ".join(map(str, comparison.seeds))
+    rows, seeds = len(comparison.rows), ", ".join(map(str, comparison.seeds))
+    lead = escape(f"{rows} {plural('row', rows)}, {plural('seed', len(comparison.seeds))} {seeds}")
     parts = [
         f"<h1>{title}</h1>",
-        f'<p class="lead">{len(comparison.rows)} rows, seeds {escape(seeds)}, same student, data and order.</p>',
+        f'<p class="lead">{lead}, same student, data and order.</p>',
         warning,
         f'<div class="wide">{_table(comparison)}</div>',
         _list(sentences, "notes"),
+        *_beside_the_paper(comparison),
         "<h2>How to read this</h2>",
         _list(HOW_TO_READ if comparison.attacks is None else HOW_TO_READ + HOW_TO_READ_ATTACKS, "notes"),
         "<h2>Pictures</h2>",
@@ -131,6 +135,19 @@ def _table(comparison: Comparison) -> str:
         lines.extend(map(_cell, texts, repeat("td"), left))
         lines.append("</tr>")
     return "".join([*lines, "</tbody></table>"])
+
+
+def _beside_the_paper(comparison: Comparison) -> Iterator[str]:
+    """Return the table of the paper whose figures the recipe names, ours beside them; nothing without."""
+    if not has_published(comparison.folder):
+        return
+    table = compare_with_paper(comparison.folder)
+    left = [title in ("method", "weights") for title in titles(table)]
+    head = "".join(map(_cell, (title.replace("\n", " ") for title in titles(table)), repeat("th"), left))
+    body = "".join(f"<tr>{''.join(map(_cell, texts, repeat('td'), left))}</tr>" for texts in cells(table))
+    yield f"<h2>{escape(table.source)}</h2>"
+    yield f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    yield _list(notes_of_published(table), "notes")
 
 
 def _cell(text: str, tag: str, left: bool) -> str:
@@ -177,6 +194,6 @@ def _definitions(values: dict[str, Any]) -> Iterator[str]:
         if isinstance(value, dict):
             yield f"<dd>{escape(', '.join(f'{name} {entry}' for name, entry in value.items()))}</dd>"
         elif isinstance(value, list):
-            yield f"<dd>{escape(', '.join(map(str, value)))}</dd>"
+            yield f"<dd>{escape(', '.join(map(str, value)) or 'none')}</dd>"
         else:
             yield f"<dd>{escape(str(value))}</dd>"

@@ -219,7 +219,8 @@ def notes(sweep: Sweep) -> list[str]:
         weights = f"Weights {robust_notes.weights(sweep.attacks)}"
     sentences = [f"{weights}; ± is the standard deviation over n seeds, {reach}."]
     if missing := len(sweep.points) * seeds - runs - sum(point.diverged for point in sweep.points):
-        sentences.insert(0, f"Unfinished: {missing} of {len(sweep.points) * seeds} runs are missing.")
+        verb = "is" if missing == 1 else "are"
+        sentences.insert(0, f"Unfinished: {missing} of {len(sweep.points) * seeds} runs {verb} missing.")
     if gone := [f"{point.name} ({point.diverged} of {seeds})" for point in sweep.points if point.diverged]:
         sentences.append(f"Diverged and left out: {', '.join(gone)}.")
     if sweep.attacks is not None:

@@ -108,7 +108,8 @@ def _sizes(comparison: Comparison) -> str:
     if comparison.attacks is not None:
         of = f"weights {weights(comparison.attacks)}; column epoch: from the earliest seed to the latest"
     return (
-        f"n = {len(comparison.seeds)} {plural('seed', len(comparison.seeds))} per row, {comparison.epochs} epochs, "
+        f"n = {len(comparison.seeds)} {plural('seed', len(comparison.seeds))} per row, "
+        f"{comparison.epochs} {plural('epoch', comparison.epochs)}, "
         f"{of}; ± is the standard deviation over seeds. Images: {counted}, {reach}."
     )
 
