@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EPSILON = 0.2
 ADVERSARY = {"norm": "linf", "epsilon": EPSILON, "steps": 10, "step_ratio": 0.25, "start": "gaussian"}
-ADVERSARY |= {"validation_steps": 10, "attacks": ["pgd20", "aa"]}
+ADVERSARY |= {"validation_attack": "pgd10", "attacks": ["pgd20", "aa"]}
 ON_ADVERSARIAL = CROSS_ENTROPY | {"on": "adversarial"}
 
 
@@ -102,6 +102,7 @@ def _predictions(folder: Path, clean: float, left: float, counts: Sequence[int],
     moved = features + share * (centres[towards] - centres[labels]) + 0.3 * rng.normal(size=features.shape)
     pushed = logits + 4 * share * (np.eye(classes)[towards] - np.eye(classes)[labels])
     arrays = {"labels": labels, "clean_logits": logits, "adversarial_logits": pushed.astype(np.float32)}
+    arrays["adversarial_epsilon"] = np.array(EPSILON)
     arrays |= {"clean_features": features.astype(np.float32), "adversarial_features": moved.astype(np.float32)}
     np.savez(folder / "robust_predictions.npz", **arrays)  # type: ignore[arg-type]
 

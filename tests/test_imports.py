@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "config_terms": set(),
     "config_data": {"config_terms"},
     "config_models": {"config_terms"},
-    "config_adversary": {"config_models", "config_terms"},
+    "config_adversary": {"config_models", "config_terms", "errors"},
     "config_errors": SETTINGS,
     "config_files": {"config_errors"} | SETTINGS,
     "config_grid": {"config_files"} | SETTINGS,
@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
     "data": {"data_files", "draws"} | SETTINGS,
     "objectives": {"losses", "functional", "adversary"} | SETTINGS,
     "engine": {"objectives", "adversary", "draws", "models", "data", "config_files", "config_grid"} | SETTINGS,
-    "analysis": {"errors"},
+    "analysis": {"errors", "papers"},  # papers for their figures
     "papers": {"config_files", "errors"},
     "config_arguments": {"config_errors"} | SETTINGS,
     "api": {"api_inputs", "engine", "analysis", "data", "config_arguments"} | SETTINGS,
@@ -72,7 +72,8 @@ QUICK = {
     "papers",
 } | COMMAND_LINE  # help and errors must answer at once
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
-OPTIONAL = {"autoattack", "pyautoattack", "scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}  # imported where they are used
+# Imported where they are used.
+OPTIONAL = {"autoattack", "pyautoattack", "scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}
 
 
 class Import(NamedTuple):

@@ -1,4 +1,4 @@
-"""Learning curves: training loss, validation NLL and validation top-1 over the epochs, mean and range over seeds."""
+"""Learning curves: training loss and validation metrics over the epochs, their mean and range over seeds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
     from limbeck.analysis.run_files import Array, Run
 
-Quantity = Literal["train_loss", "nll", "top1"]
+Quantity = Literal["train_loss", "nll", "top1", "robust"]
 
 LABELS: dict[Quantity, str] = {
     "train_loss": "training loss",
     "nll": "validation NLL, nats",
     "top1": "validation top-1, %",
+    "robust": "validation robust, %",
 }
 
 
@@ -36,10 +37,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """Learning curves by row, and the first teacher's validation top-1 in percent (None without)."""
+    """Learning curves by row.
+
+    Attributes:
+        rows: a curve for each.
+        teacher: the first teacher's validation top-1 in percent; None without.
+        reported: epoch of the weights that a single run of adversarial training reports; None for others.
+    """
 
     rows: Mapping[str, Curve]
     teacher: float | None
+    reported: int | None = None
 
     def has(self, quantity: Quantity) -> bool:
         """Whether every row has the quantity."""
@@ -52,7 +60,7 @@ def compute(rows: Mapping[str, Sequence[Run]]) -> Curves:
     run = next(iter(rows.values()))[0]
     teachers = run.results.get("teachers") if run.finished else None
     top1 = ((teachers[0] or {}).get("validation") or {}).get("top1") if teachers else None
-    return Curves(curves, None if top1 is None else 100 * float(top1))
+    return Curves(curves, None if top1 is None else 100 * float(top1), _reported(rows))
 
 
 def draw(result: Curves, axes: Axes, quantity: Quantity = "top1") -> Axes:
@@ -68,11 +76,21 @@ def draw(result: Curves, axes: Axes, quantity: Quantity = "top1") -> Axes:
             axes.fill_between(curve.epochs, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
     if quantity == "top1" and result.teacher is not None:
         axes.axhline(result.teacher, color=TEACHER, linewidth=1, linestyle=":", label="teacher")
+    if result.reported is not None:
+        axes.axvline(result.reported, color=TEACHER, linewidth=1, linestyle=":", label="reported")
     epoch_axis(axes)
     axes.set_ylabel(LABELS[quantity])
     _leave_out_the_first_epochs(result, axes, quantity)
-    axes.legend(loc="lower right" if quantity == "top1" else "upper right")
+    axes.legend(loc="best" if quantity == "robust" else "lower right" if quantity == "top1" else "upper right")
     return axes
+
+
+def _reported(rows: Mapping[str, Sequence[Run]]) -> int | None:
+    runs = [run for group in rows.values() for run in group]
+    if len(runs) > 1 or not runs[0].finished or not runs[0].adversarial:
+        return None
+    epoch = runs[0].metric(runs[0].reported, "epoch")
+    return None if epoch is None else int(epoch)
 
 
 def _leave_out_the_first_epochs(result: Curves, axes: Axes, quantity: Quantity) -> None:
@@ -98,6 +116,8 @@ def _curve(runs: Sequence[Run]) -> Curve:
         if all(line["validation"] is not None for run in lines for line in run):
             values["nll"] = np.array([[line["validation"]["nll"] for line in run] for run in lines])
             values["top1"] = 100 * np.array([[line["validation"]["top1"] for line in run] for run in lines])
+            if all("robust" in line["validation"] for run in lines for line in run):
+                values["robust"] = 100 * np.array([[line["validation"]["robust"] for line in run] for run in lines])
     except (KeyError, TypeError) as error:
         folders = ", ".join(str(run.folder) for run in runs)
         raise UserError(f"metrics.jsonl of {folders}: an epoch lacks {error}; train the run again") from error

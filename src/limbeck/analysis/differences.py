@@ -1,4 +1,4 @@
-"""What the seeds say of each row against the baseline: paired differences of top-1 and their intervals."""
+"""What the seeds say of each row against the baseline: paired differences of accuracy and their intervals."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Differences:
-    """Difference of each row to the baseline, percentage points of top-1 on `split`, and what it is called in words."""
+    """Difference of each row to the baseline, percentage points of `measure`, and what it is called in words."""
 
     baseline: str
     rows: Mapping[str, PairedDifference]
     verdicts: Mapping[str, str]
-    split: str
+    measure: str
 
 
-def compute(comparison: Comparison) -> Differences:
-    """Return the differences of a summarised comparison; ValueError when it has no baseline."""
+def compute(comparison: Comparison, *, clean: bool = False) -> Differences:
+    """Return the differences of a summarised comparison; ValueError when it has no baseline.
+
+    With `clean` they are those of clean accuracy, which a comparison of adversarial training tests beside.
+    """
     if comparison.baseline is None:
         raise ValueError("`comparison` expected a finished run of its baseline row")
-    rows = {row.name: row.difference for row in comparison.rows if row.difference is not None}
-    verdicts = {row.name: row.verdict for row in comparison.rows}
-    return Differences(comparison.baseline, rows, verdicts, comparison.split)
+    judged = {row.name: row.robust.clean if clean and row.robust else row.judged for row in comparison.rows}
+    rows = {name: each.difference for name, each in judged.items() if each.difference is not None}
+    measure = f"{comparison.split} clean top-1" if clean else comparison.measure
+    return Differences(comparison.baseline, rows, {name: each.verdict for name, each in judged.items()}, measure)
 
 
 def draw(result: Differences, axes: Axes) -> Axes:
@@ -49,5 +53,5 @@ def draw(result: Differences, axes: Axes) -> Axes:
     axes.set_ylim(len(result.rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=GRID)
-    axes.set_xlabel(f"{result.split} top-1 less that of {result.baseline}, percentage points")
+    axes.set_xlabel(f"{result.measure} less that of {result.baseline}, percentage points")
     return axes

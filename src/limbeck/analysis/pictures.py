@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.analysis import (
@@ -13,10 +12,11 @@ from limbeck.analysis import (
     per_class,
     predicted_scores,
     prior,
+    robust_pictures,
 )
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.run_files import Run, read_run
-from limbeck.analysis.style import new_figure, png, styled
+from limbeck.analysis.style import Picture, new_figure, png, styled
 from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
     from limbeck.analysis.comparison import Comparison
 
     Rows = Mapping[str, Sequence[Run]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A finished picture: `name` of its file without suffix, its title, how to read it, and the PNG."""
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
 
 
 def draw_run(run: Path, out: Path, *, against: Path | None = None) -> list[Path]:
@@ -53,8 +43,11 @@ def draw_run(run: Path, out: Path, *, against: Path | None = None) -> list[Path]
     rows = {name: [read_run(folder)] for name, folder in zip(names, folders, strict=True)}
     finished = all(opened.finished for runs in rows.values() for opened in runs)
     with styled():
-        learning, predictions = _learning(rows), _predictions(rows, None if against is None else names[0])
-        return save([*learning, *(predictions if finished else ())], out)
+        pictures = list(_learning(rows))
+        if finished:
+            baseline = None if against is None else names[0]
+            pictures += [*_predictions(rows, baseline), *robust_pictures.of_attacks(rows, baseline)]
+        return save(pictures, out)
 
 
 def _short_names(first: Path, second: Path) -> list[str]:
@@ -78,7 +71,13 @@ def comparison_pictures(comparison: Comparison) -> list[Picture]:
     """Return the pictures of a comparison, each row at its chosen setting."""
     rows = comparison.selected_runs()
     with styled():
-        return [*_differences(comparison), *_learning(rows), *_predictions(rows, comparison.baseline)]
+        return [
+            *_differences(comparison),
+            *robust_pictures.of_comparison(comparison),
+            *_learning(rows),
+            *_predictions(rows, comparison.baseline),
+            *robust_pictures.of_attacks(rows, comparison.baseline),
+        ]
 
 
 def save(pictures: Sequence[Picture], out: Path) -> list[Path]:
@@ -98,11 +97,17 @@ def save(pictures: Sequence[Picture], out: Path) -> list[Path]:
 def _differences(comparison: Comparison) -> Iterator[Picture]:
     if comparison.baseline is None or len(comparison.rows) < 2:
         return
-    result = differences.compute(comparison)
-    figure, (axes,) = new_figure(0.9 + 0.62 * len(result.rows))
-    differences.draw(result, axes).set_title(title := f"Differences to {comparison.baseline}")
+    kinds = (False,) if comparison.attacks is None else (False, True)
+    results = [differences.compute(comparison, clean=clean) for clean in kinds]
+    height = 0.9 + 0.62 * len(results[0].rows)
+    figure, panels = new_figure(height * len(kinds), len(kinds))
+    title = f"Differences to {comparison.baseline}"
+    for result, axes in zip(results, panels, strict=True):
+        differences.draw(result, axes)
+    panels[0].set_title(title)
+    measures = " and, below, ".join(result.measure for result in results)
     caption = (
-        f"{comparison.split.capitalize()} top-1 less that of {comparison.baseline}, paired by seed. Small dots: "
+        f"{measures[:1].upper()}{measures[1:]} less that of {comparison.baseline}, paired by seed. Small dots: "
         "seeds. Diamond: their mean. Bar: 95 % t-interval, absent where no test can be made. An "
         "interval that covers 0 shows no difference."
     )
@@ -113,15 +118,19 @@ def _learning(rows: Rows) -> Iterator[Picture]:
     """Draw what metrics.jsonl holds. Losses differ in scale between rows: several rows show validation NLL instead."""
     result, several = curves.compute(rows), len(rows) > 1
     wanted: tuple[curves.Quantity, ...] = ("nll" if several else "train_loss", "top1")
+    if result.has("robust"):
+        wanted = ("top1", "robust") if several else ("train_loss", "top1", "robust")
     titles: dict[curves.Quantity, str] = {
         "train_loss": "Loss on training images",
         "nll": "NLL on validation images",
         "top1": "Accuracy on validation images",
+        "robust": "Robust accuracy on validation",
     }
     shown = [quantity for quantity in wanted if result.has(quantity)] or ["train_loss"]
-    figure, panels = new_figure(3.4, 1, len(shown))
+    figure, panels = new_figure(3.4, 1, len(shown)) if len(shown) < 3 else new_figure(6.4, 3, sharex=True)
     for axes, quantity in zip(panels, shown, strict=True):
         curves.draw(result, axes, quantity).set_title(titles[quantity])
+        axes.label_outer()
     title = "How training went"
     bands = " Lines: mean over seeds; bands: their range." if any(len(runs) > 1 for runs in rows.values()) else ""
     caption = f"Over the epochs.{bands} The vertical axes fit the last four fifths of the epochs."

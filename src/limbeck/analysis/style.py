@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,16 @@ RC: Any = {
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
 }
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture: `name` of its file without suffix, its title, how to read it, and the PNG."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
 
 
 def look(index: int) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck.analysis.pictures import Picture
-from limbeck.analysis.style import COLOURS, GRID, legend_above, look, marker, new_figure, png, styled
+from limbeck.analysis.style import COLOURS, GRID, Picture, legend_above, look, marker, new_figure, png, styled
 from limbeck.analysis.sweep import text_of
 
 if TYPE_CHECKING:
