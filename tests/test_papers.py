@@ -217,7 +217,7 @@ def test_the_published_figures_of_a_recipe_stand_in_its_table(recipe):
     named = [ENTRIES[name] for name, recipes in named_in_headers().items() if recipe in recipes]
     shown = " ".join(cell for entry in named for row in entry.rows for cell in row)
     shown += " ".join(entry.paper for entry in named)
-    values = [published.teacher, published.student, *published.rows.values()]
+    values = [published.teacher, published.student, *published.rows.values(), *published.robust_rows.values()]
     assert [value for value in values if value is not None and f"{value:.2f}" not in shown] == []
 
 
@@ -226,6 +226,8 @@ def test_a_recipe_is_shown_with_its_figures_and_its_command():
     assert row.commands == ("limbeck compare distill/cifar100/resnet56-resnet20 --table",)
     assert "kd 70.66" in row.paper
     assert "gkl 71.67" in row.paper
+    robust = {row.recipe: row.paper for row in recipes_of("gkl:table-iii")}
+    assert robust["robust/cifar100/gkl-at"] == "trades 62.87 / 30.29, ikl 65.76 / 31.91, gkl 65.76 / 31.91"
     (tail, *_) = recipes_of("gkl:claim-long-tail")
     assert tail.paper == ""
     assert "seeds 6" in tail.ours
