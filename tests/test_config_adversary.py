@@ -43,6 +43,7 @@ def test_attack_climbs_what_the_method_is_known_for(terms, climbed):
         (["data.standardise=true"], ("data.standardise", "expected false")),
         (["data.augment.mixup=1"], ("mixup",)),
         (["adversary.attacks=[pgdx]"], ("pgd20, cw20 or aa", "pgdx")),
+        (["adversary.validation_attack=aa"], ("validation_attack", "pgd10 or cw10", "aa")),
         (["adversary.epsilon=0"], ("adversary.epsilon",)),
         (["adversary.step_ration=0.5"], ("step_ratio",)),
         (["compare.contenders.trades.adversary.stepz=3"], ("stepz", "steps")),

@@ -37,7 +37,7 @@ def robust_recipe(**changes):
             "awp_from_epoch": 2,
             "guide": {"name": "mlp", "width": 8, "depth": 1},
             "second_view_weight": 0.5,
-            "validation_steps": 2,
+            "validation_attack": "cw2",
             "attacks": [],
         },
         "train": {"ema_decay": 0.9, "ema_every": "epoch", "accumulate": 2, "epochs": 3},
@@ -179,7 +179,7 @@ def test_accumulated_step_is_the_whole_batchs_where_no_layer_couples_the_samples
 
 
 def test_own_network_is_trained_robustly_and_reports_the_epoch_of_the_best_robust_accuracy(tmp_path):
-    adversary = AdversaryOptions(epsilon=0.05, steps=2, validation_steps=2, attacks=())
+    adversary = AdversaryOptions(epsilon=0.05, steps=2, validation_attack="cw2", attacks=())
     run = limbeck.fit(
         plain_network(),
         loader(),

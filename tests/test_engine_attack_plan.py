@@ -26,7 +26,7 @@ def robust_recipe(**changes):
         "title": "Robust digits",
         "data": {"standardise": False},
         "losses": SETTINGS[0],
-        "adversary": {"epsilon": 0.1, "steps": 1, "validation_steps": 1, "attacks": ["pgd2", "cw2"]},
+        "adversary": {"epsilon": 0.1, "steps": 1, "validation_attack": "cw1", "attacks": ["pgd2", "cw2"]},
         "train": {"epochs": 1},
         "compare": {
             "baseline": "trades",

@@ -47,11 +47,6 @@ WEIGHTS = """
     cifar10/gkl-at-autoaugment   4 20  4 20  4  -      -  kl   .3 .5
     cifar10/gkl-at-generated     3 10  3 10  4  dm_at  5  kl   -
 """
-PARAMETERS = {  # with 10 and with 100 classes
-    "wrn_34_10": (46_160_474, 46_218_164),
-    "wrn_34_20": (184_531_674, 184_646_964),
-    "wrn_28_10_swish": (36_479_194, 36_536_884),
-}
 
 
 def figures(name):
@@ -262,8 +257,6 @@ def test_networks_of_the_recipes_map_an_image_to_its_classes(name):
         with torch.device("meta"):
             model = build_model(ModelOptions(name=name), image_shape=(3, 32, 32), num_classes=classes, seed=0)
             assert model(torch.empty(1, 3, 32, 32)).shape == (1, classes)
-        if name in PARAMETERS:
-            assert sum(weight.numel() for weight in model.parameters()) == PARAMETERS[name][classes == 100]
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +269,7 @@ def small(tmp_path_factory):
         image = generator.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
         np.savez(folder / f"{data}.npz", image=image, label=np.arange(IMAGES) % (100 if data == "cifar100" else 10))
     train = ["train.device=cpu", "train.threads=1", "train.epochs=1", f"train.batch_size={IMAGES // 2}"]
-    attack = ["adversary.attacks=[pgd1]", "adversary.validation_steps=1", "adversary.awp_from_epoch=1"]
+    attack = ["adversary.attacks=[pgd1]", "adversary.validation_attack=cw1", "adversary.awp_from_epoch=1"]
 
     def overrides(name):
         recipe = load_recipe(name)

@@ -25,7 +25,14 @@ def _known_attack(name: str) -> str:
     return name
 
 
+def _gradient_attack(name: str) -> str:
+    if not re.fullmatch(r"(pgd|cw)[1-9][0-9]*", name):
+        raise ValueError(f"`validation_attack` expected a name such as pgd10 or cw10, got {name!r}")
+    return name
+
+
 AttackName = Annotated[str, AfterValidator(_known_attack)]
+GradientAttackName = Annotated[str, AfterValidator(_gradient_attack)]
 
 
 class AdversaryOptions(Options):
@@ -61,8 +68,10 @@ class AdversaryOptions(Options):
     second_view_weight: NonNegative = Field(
         1.0, description="Factor of the second view's divergences; its cross-entropies count as the first view's."
     )
-    validation_steps: Annotated[int, Field(ge=1)] = Field(
-        10, description="Steps of PGD by which robust accuracy is measured after each epoch."
+    validation_attack: GradientAttackName = Field(
+        "cw10",
+        description="Measures robust accuracy after each epoch, pgdN or cwN with N steps. Smoothed labels "
+        "flatter a network less under the margin of cwN than under the cross-entropy of pgdN.",
     )
     attacks: tuple[AttackName, ...] = Field(
         ("pgd20",), description="On the test images of the finished run: pgdN, cwN, aa (AutoAttack, standard)."

@@ -113,7 +113,7 @@ def training_epsilon(run: Run) -> float | None:
 
 def validation_attack(run: Run) -> str:
     """Return the attack behind the `robust` entries of results.json and metrics.jsonl."""
-    return f"pgd{_entry(run, run.results.get('adversary'), 'validation_steps')}"
+    return str(_entry(run, run.results.get("adversary"), "validation_attack"))
 
 
 def attacks_of(run: Run) -> tuple[Attack, ...]:
@@ -130,7 +130,7 @@ def attacks_of(run: Run) -> tuple[Attack, ...]:
 def attacks_at(run: Run, epsilon: float) -> dict[str, Attack]:
     """Return attack -> what it left at one radius.
 
-    Where no attack was made on test images, it is the PGD of the validation, at the radius of the training.
+    Where no attack was made on test images, it is that of the validation, at the radius of the training.
     """
     found = {attack.name: attack for attack in attacks_of(run) if same_radius(attack.epsilon, epsilon)}
     own = training_epsilon(run)
@@ -139,7 +139,7 @@ def attacks_at(run: Run, epsilon: float) -> dict[str, Attack]:
         return found
     name, norm = validation_attack(run), str(_entry(run, run.results["adversary"], "norm"))
     samples = int(run.metric(run.reported, run.split, "samples") or 0)
-    return {name: Attack(name, own, norm, 100 * left, samples, f"{name[3:]} steps, as on validation")}
+    return {name: Attack(name, own, norm, 100 * left, samples, "as on validation")}
 
 
 def plan_attacks(runs: Sequence[Run], leader: Run) -> AttackPlan:

@@ -74,7 +74,7 @@ class Sweep:
         vary_split: Whether each seed had its own split and teacher.
         adversarial: Whether the runs were trained against attacks.
         attacks: How their robust accuracy was measured; None where the points have adversaries of different radius,
-            norm or number of validation steps, so that nothing can be compared.
+            norm or validation attack, so that nothing can be compared.
     """
 
     title: str
@@ -159,7 +159,7 @@ def _attacks(runs: Sequence[Run]) -> AttackPlan | None:
     if not any(run.adversarial for run in runs):
         return None
     measured = {
-        tuple(run.results.get("adversary", {}).get(key) for key in ("epsilon", "norm", "validation_steps"))
+        tuple(run.results.get("adversary", {}).get(key) for key in ("epsilon", "norm", "validation_attack"))
         for run in runs
     }
     return plan_attacks(runs, runs[0]) if len(measured) == 1 else None
@@ -233,7 +233,7 @@ def _choice(sweep: Sweep) -> list[str]:
     chosen, sentences = sweep.chosen, []
     if sweep.adversarial and sweep.attacks is None:
         sentences.append(
-            "The points were attacked at different radii, in different norms or with different numbers of steps: their "
+            "The points were attacked at different radii, in different norms or by different attacks on validation: their "
             "robust accuracies cannot be compared, so none is chosen."
         )
     elif sweep.split == "test":

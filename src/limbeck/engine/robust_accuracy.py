@@ -1,4 +1,4 @@
-"""Robust accuracy by PGD, quick enough for every epoch. What is published is measured in `robustness.py`."""
+"""Robust accuracy by a short attack, quick enough for every epoch. What is published is measured in `robustness.py`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from limbeck.adversary.attack_losses import cross_entropy
+from limbeck.adversary.attack_losses import cross_entropy, margin
 from limbeck.adversary.pgd import pgd
 from limbeck.engine.metrics import EVALUATION_BATCH
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
 
     from limbeck.config import AdversaryOptions
     from limbeck.data import Samples
@@ -21,13 +23,14 @@ SEED = 0  # the same starts each epoch, so that epochs differ by their weights a
 
 
 def robust_accuracy(model: nn.Module, source: Samples, options: AdversaryOptions) -> float:
-    """Return the share of the samples that a network in eval mode gets right after PGD on the labels' cross-entropy.
+    """Return the share of the samples that a network in eval mode gets right after an attack.
 
     Args:
         model: The network; its modes are as before afterwards.
         source: Images with pixels in [0, 1].
-        options: `norm`, `epsilon` and `validation_steps` are read. The start is uniform, the last iterate counts.
+        options: `norm`, `epsilon` and `validation_attack` are read. The start is uniform, the last iterate counts.
     """
+    climb, steps = _attack(options.validation_attack)
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
     correct, first = [], 0
@@ -38,9 +41,9 @@ def robust_accuracy(model: nn.Module, source: Samples, options: AdversaryOptions
         adversarial = pgd(
             model,
             images,
-            cross_entropy(theirs),
+            climb(theirs),
             epsilon=options.epsilon,
-            steps=options.validation_steps,
+            steps=steps,
             step_size=STEP_RATIO * options.epsilon,
             norm=options.norm,
             seed=SEED,
@@ -51,3 +54,10 @@ def robust_accuracy(model: nn.Module, source: Samples, options: AdversaryOptions
     for part, training in modes:
         part.training = training
     return torch.cat(correct).double().mean().item()
+
+
+def _attack(name: str) -> tuple[Callable[[Tensor], Callable[[Tensor], Tensor]], int]:
+    """Return what an attack of a name such as pgd10 or cw10 climbs, given the labels, and its steps."""
+    if name.startswith("cw"):
+        return margin, int(name[2:])
+    return cross_entropy, int(name[3:])
