@@ -15,7 +15,7 @@ import torch
 from engine_runs import Hook, assert_same_run, recipe, student_recipe
 
 from limbeck.config import AugmentOptions, DataOptions
-from limbeck.data import DataBundle, Pixels, Source, build_data, open_stream
+from limbeck.data import DataBundle, Pixels, Source, build_data, generated, open_stream
 from limbeck.data.generated import MixedSource, open_generated
 from limbeck.data.loader import epoch_batches, steps_per_epoch
 from limbeck.data.npz import map_arrays
@@ -177,10 +177,10 @@ def test_a_file_is_mapped_and_never_read_whole(path, monkeypatch):
     monkeypatch.setattr(np, "load", None)
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
     monkeypatch.setattr(zipfile.ZipFile, "open", None)
-    generated = opened(path)
-    assert generated.images.base is not None
-    assert not generated.images.flags.owndata
-    assert not generated.images.flags.writeable
+    images = opened(path).images
+    assert images.base is not None
+    assert not images.flags.owndata
+    assert not images.flags.writeable
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", ">i4", "uint16"])
@@ -245,14 +245,14 @@ def test_a_compressed_file_is_an_error_with_the_way_out(tmp_path, path):
     np.savez_compressed(tmp_path / "small.npz", **generated_arrays())
     assert error_of(tmp_path / "small.npz") == (
         "expected `image` without compression, so that a part of it can be read; write it by numpy.savez, or in a "
-        f"shell: unzip {tmp_path / 'small.npz'} && zip -0 stored.npz image.npy label.npy"
+        f"shell: unzip {tmp_path / 'small.npz'} && zip -0 stored.npz *.npy"
     )
 
 
 def test_a_missing_file_or_array_is_an_error(tmp_path):
     assert error_of(tmp_path / "none.npz") == "expected an .npz file; no such file or directory"
     np.savez(tmp_path / "a.npz", images=np.zeros(3), label=np.zeros(3))
-    assert error_of(tmp_path / "a.npz") == "expected an array `image`, got images.npy, label.npy"
+    assert error_of(tmp_path / "a.npz") == "expected an array `image`, got 'images.npy', 'label.npy'"
 
 
 def test_objects_are_never_unpickled(tmp_path):
@@ -325,6 +325,13 @@ def test_every_flipped_bit_of_the_directory_is_an_error_or_harmless(place, path)
 def test_arrays_that_do_not_fit_are_an_error(arrays, message, tmp_path):
     np.savez(tmp_path / "a.npz", **generated_arrays() | arrays)
     assert error_of(tmp_path / "a.npz") == f"expected {message}"
+
+
+def test_labels_are_counted_and_checked_to_the_last_piece(path, monkeypatch):
+    monkeypatch.setattr(generated, "CHUNK", 70)
+    assert opened(path).class_counts.tolist() == [60] * 5
+    np.savez(path, **generated_arrays() | {"label": np.arange(M) // (M - 1) * 5})
+    assert error_of(path) == "expected `label` of 0 to 4, got 5"
 
 
 def test_arrays_in_fortrans_order_are_an_error_with_the_way_out(tmp_path):

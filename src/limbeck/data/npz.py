@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import shlex
 import struct
 import zipfile
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature and the lengths of name and extra field: APPNOTE.TXT, 4.3.7
 SIGNATURE = b"PK\x03\x04"
-ENCRYPTED = 1  # bit of the flags, 4.4.4
+SHOWN = 5  # names of a file's arrays in an error
 
 
 class MappedArray(NamedTuple):
@@ -66,11 +67,12 @@ def _map(path: Path, content: mmap.mmap, members: dict[str, zipfile.ZipInfo], na
 
     member = members.get(f"{name}.npy")
     if member is None:
-        raise UserError(f"{path}: expected an array `{name}`, got {', '.join(members) or 'an empty file'}")
+        found = ", ".join(map(repr, list(members)[:SHOWN])) + (", ..." if len(members) > SHOWN else "")
+        raise UserError(f"{path}: expected an array `{name}`, got {found or 'none'}")
     if member.compress_type != zipfile.ZIP_STORED:
         raise UserError(
             f"{path}: expected `{name}` without compression, so that a part of it can be read; write it by "
-            f"numpy.savez, or in a shell: unzip {path} && zip -0 stored.npz {' '.join(members)}"
+            f"numpy.savez, or in a shell: unzip {shlex.quote(str(path))} && zip -0 stored.npz *.npy"
         )
     end = _seek(content, member)
     shape, fortran_order, dtype = _read_header(content)
@@ -79,17 +81,15 @@ def _map(path: Path, content: mmap.mmap, members: dict[str, zipfile.ZipInfo], na
     if fortran_order and len(shape) > 1:
         raise UserError(f"{path}: expected `{name}` in C's order, got Fortran's; save numpy.ascontiguousarray({name})")
     start = content.tell()
-    if start + math.prod(shape) * dtype.itemsize != end or end > len(content):
+    if start + math.prod(shape) * dtype.itemsize != end:
         raise ValueError("the array does not fill its place")
-    return MappedArray(np.ndarray(shape, dtype, content, start), member.CRC)
+    return MappedArray(np.ndarray(shape, dtype, content, start), member.CRC)  # TypeError if it ends behind the file
 
 
 def _seek(content: mmap.mmap, member: zipfile.ZipInfo) -> int:
     """Go to where a stored member begins, after the header before it, and return where it ends."""
     header = content[member.header_offset : member.header_offset + LOCAL_HEADER.size]
-    if len(header) < LOCAL_HEADER.size or member.flag_bits & ENCRYPTED:
-        raise ValueError("no header, or a password")
-    signature, name_length, extra_length = LOCAL_HEADER.unpack(header)
+    signature, name_length, extra_length = LOCAL_HEADER.unpack(header)  # struct.error if it is cut
     if signature != SIGNATURE:
         raise ValueError("no header where the directory says")
     start = member.header_offset + LOCAL_HEADER.size + name_length + extra_length
