@@ -206,6 +206,12 @@ def test_other_constants_in_the_file_of_a_silu_network_are_an_error(tmp_path):
     )
 
 
+def test_constants_of_another_number_of_channels_are_an_error(tmp_path):
+    path = save(tmp_path / "robust.pt", swish_state("wrn_16_1", 100) | {"std": torch.ones(1)})
+    with pytest.raises(UserError, match=r"standardised by `std` \(0.2673, 0.2564, 0.2762\), .*, got \(1.0000\);"):
+        load_weights(path, wide_resnet_swish((3, 32, 32), 100, depth=16, widen=1), "wrn_28_10_swish")
+
+
 def test_constants_in_the_file_of_a_network_that_has_none_are_an_error(tmp_path):
     """It would see pixels that are not standardised."""
     state = public_state("wrn_16_1") | {"mean": torch.zeros(3, 1, 1)}

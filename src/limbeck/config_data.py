@@ -24,7 +24,9 @@ class AugmentOptions(Options):
         0, description="Operations of RandAugment per image; 0 is off."
     )
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="Strength of RandAugment, of 30.")
-    cutout: Annotated[int, Field(ge=0)] = Field(0, description="Side in pixels of a square set to the mean; 0 is off.")
+    cutout: Annotated[int, Field(ge=0)] = Field(
+        0, description="Side in pixels of a square set to 0, the mean of standardised pixels; 0 is off."
+    )
     mixup: NonNegative = Field(0.0, description="Alpha of mixup's Beta distribution; 0 is off.")
     cutmix: NonNegative = Field(0.0, description="Alpha of cutmix's Beta distribution; 0 is off.")
 
