@@ -145,12 +145,12 @@ def test_attacks_at_other_radii_stay_out_of_the_table(tmp_path):
     assert comparison.row("trades").headline.values == pytest.approx([60, 61, 59])
 
 
-def test_without_attacks_on_test_images_rows_are_compared_by_the_pgd_of_the_validation(tmp_path):
+def test_without_attacks_on_test_images_rows_are_compared_by_that_of_the_validation(tmp_path):
     comparison = summarise(fake_robust_comparison(tmp_path, {"trades": [SEEDS], "gkl": [SEEDS]}, attacks=()))
     assert comparison.attacks.headline == "pgd10"
     assert comparison.row("gkl").headline.values == pytest.approx([64, 65, 63])
     assert "worst, %" not in markdown(comparison)
-    assert "pgd10: 10 steps, as on validation" in " ".join(notes(comparison))
+    assert "pgd10: as on validation" in " ".join(notes(comparison))
 
 
 def test_worst_case_needs_the_same_attacks_on_every_run(tmp_path):

@@ -39,7 +39,9 @@ def test_notes_say_which_weights_are_reported_and_how_they_were_attacked(tmp_pat
     assert "Last epoch" not in text
 
 
-@pytest.mark.parametrize(("option", "values"), [("epsilon", (0.1, 0.2, 0.3)), ("validation_attack", ("pgd1", "pgd10", "cw40"))])
+@pytest.mark.parametrize(
+    ("option", "values"), [("epsilon", (0.1, 0.2, 0.3)), ("validation_attack", ("pgd1", "pgd10", "cw40"))]
+)
 def test_points_that_were_attacked_otherwise_are_not_chosen_from(tmp_path, option, values):
     points = dict(zip(values, POINTS.values(), strict=True))
     sweep = summarise(fake_robust_sweep(tmp_path, f"adversary.{option}", points))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.analysis.columns import WORDS, columns, is_best
 from limbeck.analysis.comparison import summarise
-from limbeck.analysis.pictures import Picture, comparison_pictures, draw_comparison, draw_run, save
+from limbeck.analysis.pictures import comparison_pictures, draw_comparison, draw_run, save
 from limbeck.analysis.published import cells, compare_with_paper, has_published, titles
 from limbeck.analysis.published import notes as notes_of_published
 from limbeck.analysis.tables import describe_term, notes
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from limbeck.analysis.comparison import Comparison
     from limbeck.analysis.rows import Row
+    from limbeck.analysis.style import Picture
 
 __all__ = ["draw_comparison", "draw_run", "html", "write_report"]
 

@@ -233,8 +233,8 @@ def _choice(sweep: Sweep) -> list[str]:
     chosen, sentences = sweep.chosen, []
     if sweep.adversarial and sweep.attacks is None:
         sentences.append(
-            "The points were attacked at different radii, in different norms or by different attacks on validation: their "
-            "robust accuracies cannot be compared, so none is chosen."
+            "The points were attacked at different radii, in different norms or by different attacks on validation: "
+            "their robust accuracies cannot be compared, so none is chosen."
         )
     elif sweep.split == "test":
         sentences.append(
