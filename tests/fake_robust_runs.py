@@ -85,6 +85,14 @@ def fake_robust_run(
     return folder
 
 
+def unattacked(run: Path) -> None:
+    """Take the attacks on test images out of a run: it was not chosen, or they are still to be made."""
+    (run / "robustness.json").unlink()
+    (run / "robust_predictions.npz").unlink()
+    results = json.loads((run / "results.json").read_text())
+    write_json(run / "results.json", results | {"robustness": None})
+
+
 def _left(clean: float, left: float, ratio: float) -> float:
     """Accuracy at a radius: all of it at 0, `left` at the training's, ever less beyond."""
     return clean * (left / clean) ** (ratio**1.5)

@@ -3,7 +3,15 @@
 import json
 
 import pytest
-from fake_robust_runs import ADVERSARY, EPSILON, attack_row, fake_robust_comparison, fake_robust_run, robust_demo_like
+from fake_robust_runs import (
+    ADVERSARY,
+    EPSILON,
+    attack_row,
+    fake_robust_comparison,
+    fake_robust_run,
+    robust_demo_like,
+    unattacked,
+)
 
 from limbeck.analysis import published
 from limbeck.analysis.comparison import summarise
@@ -151,6 +159,26 @@ def test_without_attacks_on_test_images_rows_are_compared_by_that_of_the_validat
     assert comparison.row("gkl").headline.values == pytest.approx([64, 65, 63])
     assert "worst, %" not in markdown(comparison)
     assert "pgd10: as on validation" in " ".join(notes(comparison))
+
+
+def test_attacks_that_are_not_finished_are_said_and_stand_back(tmp_path):
+    folder = fake_robust_comparison(tmp_path, {"trades": [SEEDS], "gkl": [SEEDS]})
+    unattacked(folder / "gkl/setting0/seed1")
+    comparison = summarise(folder)
+    assert comparison.attacks.headline == "pgd10"
+    assert "INCOMPLETE: 1 of 6 runs lack an attack that others have." in notes(comparison)
+    unattacked(folder / "trades/setting0/seed1")
+    assert "INCOMPLETE: 2 of 6" in str(summarise(folder))
+
+
+def test_only_the_chosen_setting_need_be_attacked(tmp_path):
+    weaker = shifted(SEEDS, 0, 0, 0, -0.05)
+    folder = fake_robust_comparison(tmp_path, {"trades": [SEEDS, weaker], "gkl": [SEEDS, weaker]})
+    for run in folder.glob("*/setting1/*"):
+        unattacked(run)
+    comparison = summarise(folder)
+    assert comparison.attacks.headline == "aa"
+    assert "INCOMPLETE" not in str(comparison)
 
 
 def test_worst_case_needs_the_same_attacks_on_every_run(tmp_path):

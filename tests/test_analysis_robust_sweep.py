@@ -1,7 +1,7 @@
 """Claims about sweeps of adversarial training."""
 
 import pytest
-from fake_robust_runs import fake_robust_sweep
+from fake_robust_runs import fake_robust_sweep, unattacked
 
 from limbeck.analysis.style import new_figure, styled
 from limbeck.analysis.sweep import columns, notes, rich_table, summarise
@@ -62,6 +62,23 @@ def test_without_validation_none_is_chosen(tmp_path):
     titles, rows = columns(sweep)
     assert titles[1:] == ["test\naa, %", "test\nclean, %", "n"]
     assert [row[1] for row in rows] == ["51.00 ± 1.41", "61.00 ± 1.41", "66.00 ± 1.41"]
+
+
+def test_test_images_are_attacked_for_the_chosen_point_alone(tmp_path):
+    folder = fake_robust_sweep(tmp_path, WEIGHT, POINTS)
+    for run in folder.glob("weight=[19].0/seed*"):
+        unattacked(run)
+    assert columns(summarise(folder))[1][1][4] == "61.00 ± 1.41 *"
+
+
+def test_before_any_attack_test_shows_that_of_the_validation(tmp_path):
+    folder = fake_robust_sweep(tmp_path, WEIGHT, POINTS)
+    for run in folder.glob("*/seed*"):
+        unattacked(run)
+    sweep = summarise(folder)
+    assert sweep.chosen is sweep.points[1]
+    titles, rows = columns(sweep)
+    assert (titles[4], rows[1][4]) == ("test\npgd10, %", "65.00 ± 1.41 *")
 
 
 def test_picture_shows_robust_and_clean_accuracy(tmp_path):

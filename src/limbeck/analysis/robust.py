@@ -75,6 +75,7 @@ class AttackPlan:
         reported: which weights the runs report, sorted.
         warnings: what the evaluation warned of -> in how many of the runs.
         runs: how many there are.
+        lacking: how many of them lack an attack that others have.
     """
 
     epsilon: float
@@ -86,6 +87,7 @@ class AttackPlan:
     reported: tuple[str, ...]
     warnings: Mapping[str, int]
     runs: int
+    lacking: int
 
 
 def epsilon_text(epsilon: float) -> str:
@@ -130,20 +132,24 @@ def attacks_of(run: Run) -> tuple[Attack, ...]:
 def attacks_at(run: Run, epsilon: float) -> dict[str, Attack]:
     """Return attack -> what it left at one radius.
 
-    Where no attack was made on test images, it is that of the validation, at the radius of the training.
+    Beside those made on test images, that of the validation is there too: at its end the training makes it on every
+    split, at its own radius.
     """
-    found = {attack.name: attack for attack in attacks_of(run) if same_radius(attack.epsilon, epsilon)}
     own = training_epsilon(run)
     left = run.metric(run.reported, run.split, "robust")
-    if found or left is None or own is None or not same_radius(own, epsilon):
-        return found
-    name, norm = validation_attack(run), str(_entry(run, run.results["adversary"], "norm"))
-    samples = int(run.metric(run.reported, run.split, "samples") or 0)
-    return {name: Attack(name, own, norm, 100 * left, samples, "as on validation")}
+    found: dict[str, Attack] = {}
+    if left is not None and own is not None and same_radius(own, epsilon):
+        name, norm = validation_attack(run), str(_entry(run, run.results["adversary"], "norm"))
+        samples = int(run.metric(run.reported, run.split, "samples") or 0)
+        found[name] = Attack(name, own, norm, 100 * left, samples, "as on validation")
+    return found | _made_at(run, epsilon)
 
 
 def plan_attacks(runs: Sequence[Run], leader: Run) -> AttackPlan:
     """Return the attacks that all of several runs have at the epsilon that the run `leader` was trained at.
+
+    They are those made on test images; where these have none in common, because they are not finished or not wanted,
+    that of the validation stands in for them.
 
     Raises:
         UserError: there is no such attack, or the runs were attacked in different norms.
@@ -151,8 +157,10 @@ def plan_attacks(runs: Sequence[Run], leader: Run) -> AttackPlan:
     epsilon = training_epsilon(leader)
     if epsilon is None:
         raise UserError(f"{leader.folder}: expected a run of task adversarial, as the others are; train it again")
-    found = [attacks_at(run, epsilon) for run in runs]
-    common = [name for name in found[0] if all(name in attacks for attacks in found)]
+    made = [_made_at(run, epsilon) for run in runs]
+    common = _common(made)
+    found = made if common else [attacks_at(run, epsilon) for run in runs]
+    common = common or _common(found)
     if not common:
         lacking = next((run for run, attacks in zip(runs, found, strict=True) if not attacks), runs[-1])
         raise UserError(
@@ -162,6 +170,7 @@ def plan_attacks(runs: Sequence[Run], leader: Run) -> AttackPlan:
     norms = sorted({attacks[name].norm for attacks in found for name in common})
     if len(norms) > 1:
         raise UserError(f"the runs were attacked in the norms {' and '.join(norms)}, which cannot be compared")
+    union = {name for attacks in made for name in attacks}
     average = {name: sum(attacks[name].accuracy for attacks in found) for name in common}
     return AttackPlan(
         epsilon=epsilon,
@@ -173,6 +182,7 @@ def plan_attacks(runs: Sequence[Run], leader: Run) -> AttackPlan:
         reported=tuple(sorted({run.reported for run in runs})),
         warnings=_warnings(runs),
         runs=len(runs),
+        lacking=sum(attacks.keys() != union for attacks in made),
     )
 
 
@@ -190,6 +200,15 @@ def robust_rows(rows: Sequence[Row], plan: AttackPlan) -> list[RobustRow]:
         epochs = spread([run.metric(run.reported, "epoch") or 0.0 for run in runs])
         found.append(RobustRow(left[plan.headline], left, spread(cases) if show_worst else None, epochs))
     return found
+
+
+def _made_at(run: Run, epsilon: float) -> dict[str, Attack]:
+    """Return attack -> what it left of the test images at one radius."""
+    return {attack.name: attack for attack in attacks_of(run) if same_radius(attack.epsilon, epsilon)}
+
+
+def _common(found: Sequence[Mapping[str, Attack]]) -> list[str]:
+    return [name for name in found[0] if all(name in attacks for attacks in found)]
 
 
 def _attack(row: Mapping[str, Any]) -> Attack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.analysis import robust_notes
@@ -47,7 +47,7 @@ class Point:
         test: The same on test.
         clean_validation: Top-1 on validation, after adversarial training.
         clean_test: Top-1 on test, after adversarial training.
-        finished: Number of finished runs.
+        runs: Those that are finished.
         diverged: Number of runs that diverged.
     """
 
@@ -57,8 +57,13 @@ class Point:
     test: Spread | None
     clean_validation: Spread | None
     clean_test: Spread | None
-    finished: int
+    runs: tuple[Run, ...]
     diverged: int
+
+    @property
+    def finished(self) -> int:
+        """Number of finished runs."""
+        return len(self.runs)
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,10 @@ class Sweep:
         seeds: Seeds of each point.
         vary_split: Whether each seed had its own split and teacher.
         adversarial: Whether the runs were trained against attacks.
-        attacks: How their robust accuracy was measured; None where the points have adversaries of different radius,
-            norm or validation attack, so that nothing can be compared.
+        comparable: Whether the accuracies of the points measure one thing; not so, after adversarial training, where
+            they have adversaries of different radius, norm or validation attack.
+        attacks: How robust accuracy on test was measured, of the chosen point, or of all where none can be chosen;
+            None without adversarial training, and where it would not be comparable.
     """
 
     title: str
@@ -84,7 +91,8 @@ class Sweep:
     seeds: tuple[int, ...]
     vary_split: bool
     adversarial: bool
-    attacks: AttackPlan | None
+    comparable: bool
+    attacks: AttackPlan | None = None
 
     @property
     def split(self) -> str:
@@ -105,7 +113,7 @@ class Sweep:
 
         None without validation, and where the figures of the points cannot be compared.
         """
-        if self.adversarial and self.attacks is None:
+        if not self.comparable:
             return None
         whole = [point for point in self.points if point.validation and point.finished == len(self.seeds)]
         return max(whole, key=lambda point: point.validation.mean if point.validation else 0.0, default=None)
@@ -130,13 +138,11 @@ def summarise(folder: Path) -> Sweep:
     try:
         runs = [[Run(folder / name) for name in point["runs"]] for point in content["points"]]
         diverged = {folder / name for name in content["diverged"]}
-        finished = [[run for run in group if run.folder not in diverged and run.finished] for group in runs]
-        everything = [run for group in finished for run in group]
-        attacks = _attacks(everything)
         points = tuple(
-            _point(point, group, attacks, sum(run.folder in diverged for run in planned))
-            for point, planned, group in zip(content["points"], runs, finished, strict=True)
+            _point(point, [run for run in planned if run.folder not in diverged and run.finished], planned, diverged)
+            for point, planned in zip(content["points"], runs, strict=True)
         )
+        finished = [run for point in points for run in point.runs]
         sweep = Sweep(
             title=content["title"],
             protocol=content["protocol"],
@@ -144,48 +150,50 @@ def summarise(folder: Path) -> Sweep:
             points=points,
             seeds=tuple(content["seeds"]),
             vary_split=content["vary_split"],
-            adversarial=any(run.adversarial for run in everything),
-            attacks=attacks,
+            adversarial=any(run.adversarial for run in finished),
+            comparable=_comparable(finished),
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: lacks {error}; start the sweep again with `limbeck sweep`") from error
-    if not everything:
+    if not finished:
         raise UserError(f"{folder}: none of the runs of this sweep is finished; the same `limbeck sweep` goes on")
-    return sweep
+    return _attacked(sweep) if sweep.adversarial and sweep.comparable else sweep
 
 
-def _attacks(runs: Sequence[Run]) -> AttackPlan | None:
-    """Return the attacks by which points are compared; None without, or where the runs measure different things."""
-    if not any(run.adversarial for run in runs):
-        return None
-    measured = {
-        tuple(run.results.get("adversary", {}).get(key) for key in ("epsilon", "norm", "validation_attack"))
-        for run in runs
-    }
-    return plan_attacks(runs, runs[0]) if len(measured) == 1 else None
-
-
-def _point(content: dict[str, Any], finished: Sequence[Run], attacks: AttackPlan | None, diverged: int) -> Point:
+def _point(content: dict[str, Any], finished: Sequence[Run], planned: Sequence[Run], diverged: set[Path]) -> Point:
+    """Return what validation saw of a point, and without adversarial training what test saw."""
     adversarial = any(run.adversarial for run in finished)
     top1 = {split: optional(finished, split, "top1", 100) for split in ("validation", "test")}
-    validation, test = top1["validation"], top1["test"]
-    if adversarial:
-        validation = optional(finished, "validation", "robust", 100)
-        test = None if attacks is None else spread([_left(run, attacks) for run in finished])
     return Point(
         name=content["name"],
         values=tuple(content["values"]),
-        validation=validation,
-        test=test,
+        validation=optional(finished, "validation", "robust", 100) if adversarial else top1["validation"],
+        test=None if adversarial else top1["test"],
         clean_validation=top1["validation"] if adversarial else None,
         clean_test=top1["test"] if adversarial else None,
-        finished=len(finished),
-        diverged=diverged,
+        runs=tuple(finished),
+        diverged=sum(run.folder in diverged for run in planned),
     )
 
 
-def _left(run: Run, attacks: AttackPlan) -> float:
-    return attacks_at(run, attacks.epsilon)[attacks.headline].accuracy
+def _comparable(runs: Sequence[Run]) -> bool:
+    adversaries = [run.results.get("adversary") or {} for run in runs]
+    keys = ("epsilon", "norm", "validation_attack")
+    return len({tuple(adversary.get(key) for key in keys) for adversary in adversaries}) <= 1
+
+
+def _attacked(sweep: Sweep) -> Sweep:
+    """Return the sweep with what the attacks on test images left: of the chosen point alone, if there is one."""
+    runs = sweep.chosen.runs if sweep.chosen else tuple(run for point in sweep.points for run in point.runs)
+    attacks = plan_attacks(runs, runs[0])
+    points = tuple(replace(point, test=_left(point, attacks)) for point in sweep.points)
+    return replace(sweep, points=points, attacks=attacks)
+
+
+def _left(point: Point, attacks: AttackPlan) -> Spread | None:
+    found = [attacks_at(run, attacks.epsilon).get(attacks.headline) for run in point.runs]
+    values = [attack.accuracy for attack in found if attack is not None]
+    return spread(values) if values and len(values) == len(found) else None
 
 
 def text_of(value: Any) -> str:
@@ -231,7 +239,7 @@ def notes(sweep: Sweep) -> list[str]:
 def _choice(sweep: Sweep) -> list[str]:
     """Return what is said of the point that was chosen, or of why none was."""
     chosen, sentences = sweep.chosen, []
-    if sweep.adversarial and sweep.attacks is None:
+    if not sweep.comparable:
         sentences.append(
             "The points were attacked at different radii, in different norms or by different attacks on validation: "
             "their robust accuracies cannot be compared, so none is chosen."
