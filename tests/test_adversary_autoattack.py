@@ -158,6 +158,15 @@ def test_memory_format_mode_and_compilation_change_nothing(change):
     assert equal(autoattack(change(network()), channels_last, labels, epsilon=EPSILON), expected)
 
 
+def test_colour_images_in_channels_last_are_attacked():
+    colour = samples(6)[0].repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    model.to(memory_format=torch.channels_last)
+    result = autoattack(model, colour, model(colour).argmax(1), epsilon=0.01)
+    assert result.flags["clean"].all()  # otherwise nothing is attacked
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_are_attacked(dtype):
     images, labels = samples(6, first=1000)

@@ -266,7 +266,7 @@ def _attack(
         device=network.device,
     )
     attacker.apgd_targeted.n_target_classes = attacker.fab.n_target_classes = options.targets
-    images = chunk.images.to(network.device, torch.float32).contiguous()
+    images = chunk.images.to(network.device, torch.float32).contiguous()  # the package takes `view`s
     labels = chunk.labels.to(network.device)
     robust = network(images).argmax(-1) == labels
     yield "clean", robust.cpu().clone()  # on the CPU, `cpu` copies nothing

@@ -1,4 +1,4 @@
-"""A network as an evaluation attacks it: evaluation mode, frozen, eager, float32 logits of contiguous images."""
+"""A network as an evaluation attacks it: evaluation mode, frozen, eager, float32 logits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from limbeck.adversary.modes import attack_mode
 class Inference(nn.Module):
     """Float32 logits of a network, a part of the batch at a time.
 
-    Inside, autocast is off. Gradients of the images are contiguous whatever the memory format of the weights:
-    AutoAttack takes `view`s of them.
+    Inside, autocast is off.
 
     Args:
         model: From images to logits `(N, C)`.
@@ -39,7 +38,6 @@ class Inference(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, float32 `(N, C)`, of images `(N, ...)` on the device of the weights."""
-        images = images.flatten(1).view(images.shape)  # backward, this makes the gradient contiguous
         with torch.autocast(images.device.type, enabled=False):
             parts = torch.split(images.to(self._dtype), self.batch_size)
             if len(parts) > 1 and images.requires_grad and torch.is_grad_enabled():
