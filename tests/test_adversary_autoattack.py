@@ -177,9 +177,11 @@ def test_half_precision_weights_are_attacked(dtype):
 
 def test_autocast_around_is_not_felt():
     images, labels = samples(12, first=1000)
-    expected = autoattack(network(), images, labels, epsilon=EPSILON)
+    expected, model, dtypes = autoattack(network(), images, labels, epsilon=EPSILON), network(), set()
+    model.register_forward_hook(lambda module, inputs, logits: dtypes.add(logits.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        assert equal(autoattack(network(), images, labels, epsilon=EPSILON), expected)
+        assert equal(autoattack(model, images, labels, epsilon=EPSILON), expected)
+    assert dtypes == {torch.float32}
 
 
 def test_network_and_random_state_are_left_as_they_were():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import re
 
 import numpy as np
 import pyautoattack
@@ -11,6 +13,7 @@ import pytest
 import torch
 from attacked_nets import QuickAutoAttack
 from engine_runs import recipe
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from limbeck import cli
@@ -20,7 +23,7 @@ from limbeck.data.user import user_data
 from limbeck.engine import robustness, run_folder
 from limbeck.engine.evaluate import attack_file, attack_folder, attack_run
 from limbeck.engine.fit import fit
-from limbeck.engine.progress import PlainReporter, Reporter
+from limbeck.engine.progress import PlainReporter, Reporter, RichReporter
 from limbeck.engine.robustness import FIGURES, PREDICTIONS, OnPixels, evaluate_robustness
 from limbeck.errors import EXIT_INTERRUPTED, Interrupted, UserError
 from limbeck.models import build_model
@@ -370,25 +373,26 @@ def test_radii_may_be_fractions():
 # --- progress ---------------------------------------------------------------------------------------------
 
 
-class Lines:
-    def __init__(self):
-        self.text = ""
-
-    def write(self, text):
-        self.text += text
-
-    def flush(self):
-        pass
-
-
 def test_lines_say_what_is_done_and_what_is_left(monkeypatch):
     now = iter([0.0, 0.0, 30.0, 100.0, 100.0, 120.0])
     monkeypatch.setattr("limbeck.engine.progress.time.monotonic", lambda: next(now))
-    stream = Lines()
+    stream = io.StringIO()
     reporter = PlainReporter(stream)
     for done in (200, 300, 400, 500):  # the first 200 in an earlier session
         reporter.attack("aa, epsilon 0.1", done=done, images=500)
-    assert stream.text.splitlines() == [
+    assert stream.getvalue().splitlines() == [
         "aa, epsilon 0.1: 400 of 500 images, 0:00:50 left",
         "aa, epsilon 0.1: 500 of 500 images",
     ]
+
+
+def test_a_bar_takes_the_place_of_the_one_before():
+    stream = io.StringIO()
+    with RichReporter(Console(file=stream, force_terminal=True, width=120)) as reporter:
+        for title in ("pgd20, epsilon 0.1", "aa, epsilon 0.1"):
+            for done in (0, 250, 500):
+                reporter.attack(title, done=done, images=500)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).replace("\r", "").splitlines()[-1]
+    assert "aa, epsilon 0.1" in last
+    assert "500/500" in last
+    assert "0:00:00 left" in last
