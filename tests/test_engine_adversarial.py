@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engine_runs import assert_same_run, merge, recipe
+from safetensors.torch import load_file
 from torch import nn
 
 import limbeck
@@ -179,9 +180,10 @@ def test_accumulated_step_is_the_whole_batchs_where_no_layer_couples_the_samples
 
 
 def test_own_network_is_trained_robustly_and_reports_the_epoch_of_the_best_robust_accuracy(tmp_path):
-    adversary = AdversaryOptions(epsilon=0.05, steps=2, validation_attack="cw2", attacks=())
+    adversary = AdversaryOptions(epsilon=0.05, steps=2, validation_attack="cw2", attacks=("pgd2",))
+    model = plain_network()
     run = limbeck.fit(
-        plain_network(),
+        model,
         loader(),
         val=loader(),
         test=loader(5),
@@ -193,7 +195,11 @@ def test_own_network_is_trained_robustly_and_reports_the_epoch_of_the_best_robus
     )
     results = run.results
     assert results["task"] == "adversarial"
-    assert 0 <= results[results["reported"]]["test"]["robust"] <= results[results["reported"]]["test"]["top1"]
+    assert 0 <= results["best"]["test"]["robust"] <= results["best"]["test"]["top1"] == run.test
+    for name, value in load_file(run.weights).items():
+        assert torch.equal(model.state_dict()[name], value)  # the reported weights, not the last
+    assert run.robustness["rows"][0]["attack"] == "pgd2"
+    assert f"pgd2 {run.robustness['rows'][0]['accuracy']:.2%}" in str(run)
 
 
 def test_weight_perturbation_leaves_the_guides_statistics_alone(tmp_path):

@@ -106,7 +106,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from limbeck import adversary, api, functional, losses
-    from limbeck.adversary import awp, pgd
+    from limbeck.adversary.awp import awp
+    from limbeck.adversary.pgd import pgd
     from limbeck.api import FitResult, compare, fit
     from limbeck.functional import (
         dkl_divergence,

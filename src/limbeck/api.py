@@ -30,6 +30,7 @@ from limbeck.engine import run_folder
 from limbeck.engine.compare_given import compare_given
 from limbeck.engine.fit import train_run
 from limbeck.engine.given import Given, load_weights, refuse_what_cannot_train
+from limbeck.engine.robustness import read_figures
 from limbeck.engine.students import Students
 from limbeck.engine.teachers import Resources
 from limbeck.errors import Interrupted, UserError
@@ -66,26 +67,41 @@ class FitResult:
 
     @property
     def validation(self) -> float | None:
-        """Top-1 on the validation loader after the last epoch, from 0 to 1; None without such a loader."""
+        """Top-1 of the reported weights on the validation loader, from 0 to 1; None without such a loader."""
         return self._top1("validation")
 
     @property
     def test(self) -> float | None:
-        """Top-1 on the test loader after the last epoch, from 0 to 1; None without such a loader."""
+        """Top-1 of the reported weights on the test loader, from 0 to 1; None without such a loader."""
         return self._top1("test")
 
     @property
     def weights(self) -> Path:
-        """File of the last epoch's weights, in safetensors' format."""
-        return self.folder / run_folder.WEIGHTS["last"]
+        """File of the reported weights, in safetensors' format.
+
+        They are the last epoch's; in adversarial training those that were most robust on the validation loader, or
+        without one the averaged ones if there are some.
+        """
+        return self.folder / run_folder.WEIGHTS[self._reported]
+
+    @property
+    def robustness(self) -> dict[str, Any] | None:
+        """What robustness.json holds of the attacks on the test loader; None where none was made."""
+        return read_figures(self.folder)
+
+    @property
+    def _reported(self) -> str:
+        return str(self.results.get("reported", "last"))
 
     def _top1(self, split: str) -> float | None:
-        metrics = self.results["last"][split]
+        metrics = self.results[self._reported][split]
         return None if metrics is None else float(metrics["top1"])
 
     def __str__(self) -> str:
         shown = [f"{split} {value:.2%}" for split in ("validation", "test") if (value := self._top1(split)) is not None]
-        return f"{', '.join(['top-1', *shown]) if shown else 'trained'} ({self.folder})".replace("top-1, ", "top-1 ")
+        attacked = [f"{row['attack']} {row['accuracy']:.2%}" for row in (self.robustness or {"rows": ()})["rows"]]
+        words = f"top-1 {', '.join(shown)}" if shown else "trained"
+        return f"{', '.join([words, *attacked])} ({self.folder})"
 
 
 def fit(
@@ -118,7 +134,7 @@ def fit(
     the loader; see the page "Your own networks".
 
     Args:
-        model: Returns logits `(N, C)`. It holds the last weights afterwards, in eval mode on `device`.
+        model: Returns logits `(N, C)`. It holds the reported weights afterwards, in eval mode on `device`.
         train: Yields batches `(inputs, labels)`, with a length, such as a DataLoader. It decides on batches and views.
             Labels are class numbers `(N,)`, or probabilities `(N, C)`.
         val: What the best epoch is chosen on. Labels are class numbers.
@@ -196,9 +212,11 @@ def fit(
             raise Interrupted(f"{error}; call limbeck.fit again with resume=True") from error
         if finished:
             refuse_other_inputs(run, results, data, sources)
-            load_weights(run / run_folder.WEIGHTS["last"], model, "model")
+        result = FitResult(run, results)
+        if finished or "reported" in results:
+            load_weights(result.weights, model, "model")
     model.eval()
-    return FitResult(run, results)
+    return result
 
 
 def compare(

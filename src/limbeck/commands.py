@@ -81,14 +81,25 @@ def limbeck(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where runs, tables and pictures go.")] = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(callback=_at_least_one, help="Seeds per loss.")] = 6,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where runs, tables and pictures go.", show_default="runs/demo, or runs/demo-robust"),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds per loss.", show_default="6, or 3 of the robust demo")
+    ] = None,
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Instead: three methods of adversarial training, judged by AutoAttack.")
+    ] = False,
     workers: Workers = None,
 ) -> None:
     """Compare five losses on two tasks with real images. Run it again to go on where it stopped."""
-    from limbeck.demo import run_demo
+    from limbeck.demo import run_demo, run_robust_demo
 
-    run_demo(folder, seeds, workers)
+    if robust:
+        run_robust_demo(folder or Path("runs/demo-robust"), seeds or 3, workers)
+    else:
+        run_demo(folder or Path("runs/demo"), seeds or 6, workers)
 
 
 @app.command()

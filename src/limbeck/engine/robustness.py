@@ -162,14 +162,19 @@ def _progress(reporter: Reporter, stop: StopRequest | None, folder: Path) -> Cal
     return tell
 
 
-def missing_attacks(folder: Path, attacks: Sequence[str], epsilon: float) -> bool:
-    """Say whether robustness.json of a run's folder lacks one of some attacks at a radius."""
+def read_figures(folder: Path) -> dict[str, Any] | None:
+    """Return what robustness.json of a run's folder holds of the reported weights; None where there is none."""
     try:
         content = json.loads((folder / FIGURES.format("")).read_text(encoding="utf-8"))
-        found = {row["attack"] for row in content["rows"] if row["epsilon"] == epsilon}
-    except (OSError, ValueError, KeyError, TypeError):
-        return bool(attacks)
-    return not set(attacks) <= found
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+
+def missing_attacks(folder: Path, attacks: Sequence[str], epsilon: float) -> bool:
+    """Say whether robustness.json of a run's folder lacks one of some attacks at a radius."""
+    content = read_figures(folder) or {"rows": ()}
+    return not set(attacks) <= {row["attack"] for row in content["rows"] if row["epsilon"] == epsilon}
 
 
 # --- arrays -----------------------------------------------------------------------------------------------

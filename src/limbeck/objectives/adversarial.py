@@ -158,7 +158,10 @@ class Adversarial(Supervised):
         if self.climbs == "kl":
             return ToClean(_kl, clean)
         prior = self.class_prior()
-        rows = clean.softmax(-1, dtype=torch.promote_types(clean.dtype, torch.float32)) if prior is None else prior[labels]
+        if prior is None:
+            rows = clean.softmax(-1, dtype=torch.promote_types(clean.dtype, torch.float32))
+        else:
+            rows = prior[labels]
 
         def both_parts(logits: Tensor, target_logits: Tensor) -> Tensor:
             return functional.gkl_divergence(logits, target_logits, rows, reduction="none")
