@@ -6,10 +6,13 @@ BIN = .venv/bin
 INSTALL = start=$$(date +%s); $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 TOLD = && touch $@ && echo "Set-up took $$(($$(date +%s) - start)) s."
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo demo-robust test lint bench docs clean
 
 demo: .venv/.demo  ## a teacher, students distilled from it with five losses, a table and pictures
 	$(BIN)/limbeck demo
+
+demo-robust: .venv/.robust  ## three methods of adversarial training, judged by AutoAttack
+	$(BIN)/limbeck demo --robust
 
 test: .venv/.dev  ## lint, types, documentation, doctests, tests, examples
 	$(MAKE) --no-print-directory lint
@@ -34,9 +37,13 @@ docs: .venv/.dev  ## the site, in site/
 	@echo "Setting up .venv ..."
 	@$(INSTALL) ".[cli,data,viz]" $(TOLD)
 
+.venv/.robust: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Setting up .venv with AutoAttack ..."
+	@$(INSTALL) ".[cli,data,viz,autoattack]" $(TOLD) && touch .venv/.demo
+
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Setting up .venv for development ..."
-	@$(INSTALL) ".[dev]" $(TOLD) && touch .venv/.demo
+	@$(INSTALL) ".[dev]" $(TOLD) && touch .venv/.demo .venv/.robust
 
 clean:
 	rm -rf .venv site
