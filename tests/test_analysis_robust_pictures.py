@@ -93,6 +93,7 @@ def test_movement_is_half_the_l1_distance_of_images_and_of_class_means(tmp_path)
     assert row.samples[0] == pytest.approx([20, 0])  # 30 and 10 points of probability; none
     assert row.means[0] == pytest.approx([10, 0])  # the mean goes from .8 to .7
     assert row.ratio == pytest.approx(0.5)
+    assert moved.compute({"a": [read_run(run)]}).smallest == 1
 
 
 def test_class_means_cannot_move_more_than_their_images_do(rows, axes):
@@ -115,8 +116,11 @@ def test_a_class_without_images_does_not_count(tmp_path):
     assert np.isfinite(row.ratio)
 
 
-def test_rows_are_compared_only_if_all_were_attacked(rows, tmp_path):
+def test_rows_are_compared_only_if_all_were_attacked_at_one_radius(rows, tmp_path):
     assert moved.compute({**rows, "plain": [read_run(fake_run(tmp_path / "run"))]}) is None
+    other = fake_robust_run(tmp_path / "other")
+    change(other, adversarial_epsilon=np.array(0.1))
+    assert moved.compute({**rows, "other": [read_run(other)]}) is None
 
 
 # --- features -----------------------------------------------------------------------------------------------

@@ -44,10 +44,14 @@ class MovedRow:
 
 @dataclass(frozen=True)
 class Moved:
-    """The movement by row, and the radius of the attack."""
+    """The movement by row, the radius of the attack, and how many images the smallest class has.
+
+    The fewer images a mean is made of, the more it moves as they do: of one image, just as much.
+    """
 
     rows: Mapping[str, MovedRow]
     epsilon: float
+    smallest: int
 
 
 def total_variation(first: Array, second: Array) -> Array:
@@ -60,25 +64,30 @@ def total_variation(first: Array, second: Array) -> Array:
 
 
 def compute(rows: Mapping[str, Sequence[Run]]) -> Moved | None:
-    """Return how far probabilities moved in the runs of each row; None unless all runs were attacked."""
-    found: dict[str, list[tuple[Array, Array]]] = {}
-    epsilon = 0.0
+    """Return how far probabilities moved in the runs of each row; None unless all were attacked at one radius."""
+    found: dict[str, list[_Movement]] = {}
     for name, runs in rows.items():
         for run in runs:
             attacked = read_attacked(run)
             if attacked is None:
                 return None
-            epsilon = attacked.epsilon
             found.setdefault(name, []).append(_movement(attacked))
-    stacked = {name: [100 * np.stack(part) for part in zip(*parts, strict=True)] for name, parts in found.items()}
-    return Moved({name: MovedRow(samples, means) for name, (samples, means) in stacked.items()}, epsilon)
+    everything = [each for group in found.values() for each in group]
+    radii = {each.epsilon for each in everything}
+    if len(radii) != 1:
+        return None
+    moved = {
+        name: MovedRow(100 * np.stack([each.samples for each in group]), 100 * np.stack([each.means for each in group]))
+        for name, group in found.items()
+    }
+    return Moved(moved, radii.pop(), min(each.smallest for each in everything))
 
 
 def draw(result: Moved, axes: Axes) -> Axes:
     """Draw a marker for each class, mean over the runs of a row; on the dashed line its images move all alike."""
     for index, (name, row) in enumerate(result.rows.items()):
         label = f"{name}: ratio {row.ratio:.2f}"
-        samples, means = np.nanmean(row.samples, 0), np.nanmean(row.means, 0)
+        samples, means = row.samples.mean(0), row.means.mean(0)
         axes.plot(samples, means, linestyle="none", markersize=5, alpha=0.8, label=label, **marker(index))
     limit = 1.05 * max(float(np.nanmax(row.samples)) for row in result.rows.values()) or 1.0
     axes.plot([0, limit], [0, limit], color=TEACHER, linewidth=1, linestyle="--", label="ratio 1: all images alike")
@@ -90,16 +99,26 @@ def draw(result: Moved, axes: Axes) -> Axes:
     return axes
 
 
-def _movement(attacked: Attacked) -> tuple[Array, Array]:
-    """Return the movement of images and of means by class (C,), as shares of the mass."""
+@dataclass(frozen=True)
+class _Movement:
+    """Of one run: movement of images and of means by class (C,), as shares of the mass; the rest as in `Moved`."""
+
+    samples: Array
+    means: Array
+    epsilon: float
+    smallest: int
+
+
+def _movement(attacked: Attacked) -> _Movement:
     clean, adversarial = _softmax(attacked.clean_logits), _softmax(attacked.adversarial_logits)
     classes = clean.shape[1]
     samples, means = np.full(classes, np.nan), np.full(classes, np.nan)
-    for label in np.unique(attacked.labels):
+    present, counts = np.unique(attacked.labels, return_counts=True)
+    for label in present:
         there = attacked.labels == label
         samples[label] = total_variation(clean[there], adversarial[there]).mean()
         means[label] = total_variation(clean[there].mean(0), adversarial[there].mean(0))
-    return samples, means
+    return _Movement(samples, means, attacked.epsilon, int(counts.min()))
 
 
 def _softmax(logits: Array) -> Array:

@@ -130,7 +130,8 @@ def _learning(rows: Rows) -> Iterator[Picture]:
     figure, panels = new_figure(3.4, 1, len(shown)) if len(shown) < 3 else new_figure(6.4, 3, sharex=True)
     for axes, quantity in zip(panels, shown, strict=True):
         curves.draw(result, axes, quantity).set_title(titles[quantity])
-        axes.label_outer()
+    for axes in panels[:-1] if len(shown) > 2 else ():
+        axes.set_xlabel("")  # they have the last one's axis
     title = "How training went"
     bands = " Lines: mean over seeds; bands: their range." if any(len(runs) > 1 for runs in rows.values()) else ""
     caption = f"Over the epochs.{bands} The vertical axes fit the last four fifths of the epochs."

@@ -60,8 +60,8 @@ def sentences(comparison: Comparison, attacks: AttackPlan) -> list[str]:
     found = [*protocol(attacks), compared]
     if comparison.baseline is not None:
         found.append(
-            f"Clean top-1 is tested in the same way, its p corrected by itself: against {comparison.baseline} a method "
-            "may buy one accuracy with the other."
+            "Clean top-1 is tested in the same way, with a Holm correction of its own: a row may buy one accuracy "
+            "with the other."
         )
         found += _trades(comparison, attacks)
     own = [

@@ -73,7 +73,8 @@ def _moved(rows: Rows) -> Iterator[Picture]:
         f"Half the L1 distance of probabilities before and after PGD-20 at epsilon {epsilon_text(result.epsilon)}, one "
         "mark for each class: of its images on average (right) and of its mean (up). A mean cannot move more than its "
         "images do on average (the dashed line, triangle inequality); section 3.4 of arXiv 2503.08038 claims that it "
-        f"moves less. Mean over the classes of the one over the other: {ratios}."
+        f"moves less. Mean over the classes of the one over the other: {ratios}. The classes have {result.smallest} "
+        "images or more; the fewer, the nearer the ratio is to 1."
     )
     yield Picture("moved_probabilities", title, caption, png(figure))
 
