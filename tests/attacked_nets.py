@@ -58,6 +58,28 @@ def samples(count: int, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return images[first : first + count], labels[first : first + count]
 
 
+class Rounded(nn.Module):
+    """Quantises its input to 8 levels, so that no gradient passes: the simplest masked-gradient defence."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((images * 8).round() / 8)
+
+
+class Scaled(nn.Module):
+    """Saturates the softmax, so that the cross-entropy has no gradient."""
+
+    def __init__(self, model, factor):
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, images):
+        return self.factor * self.model(images)
+
+
 class QuickAutoAttack(pyautoattack.AutoAttack):
     """The same attacks with few steps."""
 

@@ -6,32 +6,12 @@ import math
 
 import pytest
 import torch
-from attacked_nets import network, samples
+from attacked_nets import Rounded, Scaled, network, samples
 from torch import nn
 
 from limbeck.adversary.checks import check_inputs, check_logits, network_warnings, square_warning
 
 IMAGES, LABELS = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
-
-
-class Rounded(nn.Module):
-    """Quantises its input to 8 levels, so that no gradient passes: the simplest masked-gradient defence."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        return self.model((images * 8).round() / 8)
-
-
-class Scaled(nn.Module):
-    def __init__(self, model, factor):
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, images):
-        return self.factor * self.model(images)
 
 
 class Noisy(nn.Module):

@@ -10,8 +10,7 @@ from dataclasses import fields
 import pyautoattack
 import pytest
 import torch
-from attacked_nets import QuickAutoAttack, network, samples
-from test_adversary_checks import Rounded, Scaled
+from attacked_nets import QuickAutoAttack, Rounded, Scaled, network, samples
 from torch import nn
 
 from limbeck.adversary import Robustness, Row, evaluate, perturb, robustbench, start_points
