@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ class AttackPlan:
         reported: which weights the runs report, sorted.
         warnings: what the evaluation warned of -> in how many of the runs.
         runs: how many there are.
-        lacking: how many of them lack an attack that others have.
+        partial: attacks on test images that only some of the runs have -> how many.
     """
 
     epsilon: float
@@ -87,7 +88,7 @@ class AttackPlan:
     reported: tuple[str, ...]
     warnings: Mapping[str, int]
     runs: int
-    lacking: int
+    partial: Mapping[str, int]
 
 
 def epsilon_text(epsilon: float) -> str:
@@ -170,7 +171,7 @@ def plan_attacks(runs: Sequence[Run], leader: Run) -> AttackPlan:
     norms = sorted({attacks[name].norm for attacks in found for name in common})
     if len(norms) > 1:
         raise UserError(f"the runs were attacked in the norms {' and '.join(norms)}, which cannot be compared")
-    union = {name for attacks in made for name in attacks}
+    counts = Counter(name for attacks in made for name in attacks)
     average = {name: sum(attacks[name].accuracy for attacks in found) for name in common}
     return AttackPlan(
         epsilon=epsilon,
@@ -182,7 +183,7 @@ def plan_attacks(runs: Sequence[Run], leader: Run) -> AttackPlan:
         reported=tuple(sorted({run.reported for run in runs})),
         warnings=_warnings(runs),
         runs=len(runs),
-        lacking=sum(attacks.keys() != union for attacks in made),
+        partial={name: count for name, count in counts.items() if count < len(runs)},
     )
 
 
@@ -250,11 +251,8 @@ def _worst(run: Run, epsilon: float) -> tuple[tuple[str, ...], float] | None:
 
 
 def _warnings(runs: Sequence[Run]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for run in runs:
-        for warning in dict.fromkeys((run.robustness or {}).get("warnings", ())):
-            counts[str(warning)] = counts.get(str(warning), 0) + 1
-    return counts
+    """Return what the evaluations warned of, and in how many runs."""
+    return Counter(str(text) for run in runs for text in dict.fromkeys((run.robustness or {}).get("warnings", ())))
 
 
 def _entry(run: Run, adversary: Any, key: str) -> Any:

@@ -33,9 +33,9 @@ def protocol(attacks: AttackPlan) -> list[str]:
         f"{'aa (AutoAttack)' if name == AUTO_ATTACK else name}: {ways[0]}" for name, ways in attacks.made.items()
     )
     ball = f"{NORMS.get(attacks.norm, attacks.norm)} ball of radius epsilon = {epsilon_text(attacks.epsilon)}"
-    incomplete = f"INCOMPLETE: {attacks.lacking} of {attacks.runs} runs lack an attack that others have."
+    partial = ", ".join(f"{name} ({count} of {attacks.runs} runs)" for name, count in attacks.partial.items())
     return [
-        *([incomplete] if attacks.lacking else []),
+        *([f"LEFT OUT, because not all runs have it at this epsilon: {partial}."] if partial else []),
         f"Robust accuracy: {ball}, pixels in [0, 1], n = {samples} images. {made}.",
         *(
             f"NOT COMPARABLE: {name} was not made in the same way for all runs: {'; or '.join(ways)}."
