@@ -248,6 +248,10 @@ MISTAKES = {
         lambda: {"optimizer": {"name": "sgd"}},
         r"`optimizer` expected a name or limbeck.config.OptimizerOptions\(...\), got dict",
     ),
+    "objective as a dict": (
+        lambda: {"objective": {"epsilon": 0.1}, "losses": "gkl"},
+        r"`objective` expected limbeck.config.AdversaryOptions\(...\) or None, got dict",
+    ),
     "device": (lambda: {"device": "nowhere"}, "expected a device that torch can use here, got 'nowhere'"),
     "loader's option": (
         lambda: {"loop": TrainOptions(batch_size=3)},

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import limbeck
+from limbeck import cli
 from limbeck.config import AdversaryOptions, KLTerm, ScheduleOptions, TrainOptions
 from limbeck.engine import loop, run_folder
 from limbeck.engine.fit import fit
 from limbeck.engine.optimizer import WeightAverage
+from limbeck.engine.validation import Validator
 from limbeck.errors import Diverged, UserError
 
 GKL = {"name": "gkl", "mse_weight": 5.0, "ce_weight": 4.0, "weight_power": 0.5}
@@ -270,3 +273,65 @@ def test_attack_leaves_running_statistics_alone(tmp_path):
         model = torch.load(tmp_path / str(steps) / run_folder.CHECKPOINT, weights_only=True)["model"]
         counts[steps] = {int(value) for name, value in model.items() if name.endswith("num_batches_tracked")}
     assert counts[1] == counts[4] == {2 * 7}
+
+
+@pytest.mark.parametrize(("part", "who"), [("train", "training"), ("val", "validation"), ("test", "test")])
+def test_pixels_of_any_loader_are_looked_at_before_the_training(part, who, tmp_path):
+    loaders = {"train": loader(), "val": loader(), "test": loader()}
+    loaders[part] = [(images - 0.5, labels) for images, labels in loaders[part]]
+    with pytest.raises(UserError, match=rf"the {who} loader expected pixels in \[0, 1\], .* got -0.[45]\d* to 0.[45]"):
+        limbeck.fit(
+            plain_network(),
+            **loaders,
+            losses="gkl",
+            objective=AdversaryOptions(steps=1),
+            epochs=1,
+            folder=tmp_path / "run",
+            progress=False,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+class Steep(nn.Module):
+    """Finite logits whose gradient is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = plain_network()
+
+    def forward(self, images):
+        logits = self.body(images)
+        return logits + (logits - logits.detach()).sqrt()
+
+
+def test_a_gradient_that_is_not_finite_on_validation_images_is_one_line():
+    pixels = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
+    data = SimpleNamespace(validation=SimpleNamespace(labels=torch.tensor([0]), batches=lambda size: [pixels]))
+    validator = Validator(robust_recipe(), data, [], lambda split, model: model(pixels).detach())
+    with pytest.raises(UserError, match=r"^the validation split under attack: the gradient of `loss` expected finite"):
+        validator.measure("validation", Steep())
+
+
+def test_a_warning_of_the_attacks_is_shown_with_the_run(tmp_path):
+    network = nn.Sequential(plain_network(), nn.Softmax(-1))
+    run = limbeck.fit(
+        network,
+        loader(),
+        test=loader(),
+        losses="gkl",
+        objective=AdversaryOptions(steps=1, validation_attack="pgd1", attacks=("pgd1",)),
+        epochs=1,
+        folder=tmp_path,
+        progress=False,
+    )
+    assert "\nWARNING: the outputs look like probabilities" in str(run)
+
+
+def test_the_command_prints_what_the_attacks_left_after_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changes = ["adversary.attacks=[pgd2]", "adversary.validation_attack=pgd1", "train.epochs=1", "model.width=2"]
+    words = [word for change in changes for word in ("--set", change)]
+    assert cli.main(["train", "robust/digits/methods", "--run", "run", *words]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["pgd2", "0.2"] in [line[:2] for line in lines]
+    assert any("under" in line and "attack," in line for line in lines)

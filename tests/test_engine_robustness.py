@@ -163,6 +163,15 @@ def test_a_second_call_adds_rows_and_the_worst_case_is_over_all(run):
     assert found["adversarial_epsilon"] == 0.1  # of the first call
 
 
+def test_an_evaluation_that_was_killed_between_its_two_files_is_made_again(run):
+    """The flags of the last attack are there, its row is not."""
+    attacked(run, "pgd5")
+    before = (run / FIGURES.format("")).read_bytes()
+    attacked(run, "cw5")
+    (run / FIGURES.format("")).write_bytes(before)
+    assert rows(attacked(run, "cw5")) == [("pgd5", 0.1), ("cw5", 0.1)]
+
+
 def test_other_weights_have_files_of_their_own(run):
     attacked(run, "pgd5")
     content = attacked(run, "pgd5", which="best")

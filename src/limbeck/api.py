@@ -101,7 +101,8 @@ class FitResult:
         shown = [f"{split} {value:.2%}" for split in ("validation", "test") if (value := self._top1(split)) is not None]
         attacked = [f"{row['attack']} {row['accuracy']:.2%}" for row in (self.robustness or {"rows": ()})["rows"]]
         words = f"top-1 {', '.join(shown)}" if shown else "trained"
-        return f"{', '.join([words, *attacked])} ({self.folder})"
+        warnings = [f"\nWARNING: {warning}." for warning in (self.robustness or {"warnings": ()})["warnings"]]
+        return "".join([f"{', '.join([words, *attacked])} ({self.folder})", *warnings])
 
 
 def fit(
@@ -195,7 +196,7 @@ def fit(
     recipe = run_recipe(settings, terms, teachers=names, seed=seed, title=type(model).__name__)
     refuse_unless_resumed(run, resume)
     with opened(inputs, place, progress, "call limbeck.fit again with resume=True") as (stop, reporter, sources):
-        data = open_data(inputs, model, place)
+        data = open_data(inputs, model, place, attacked=objective is not None)
         finished = (run / run_folder.RESULTS).is_file()
         try:
             results = train_run(
@@ -312,7 +313,7 @@ def compare(
     title = title or " from ".join([type(first).__name__, *([" and ".join(names)] if names else [])])
     recipe = comparison_recipe(settings, rows, teachers=names, seed=0, title=title, baseline=baseline)
     with opened(inputs, place, progress, "make the same call of limbeck.compare again") as (stop, reporter, sources):
-        data = open_data(inputs, first, place)
+        data = open_data(inputs, first, place, attacked=objective is not None)
         comparison = Path(folder)
         for results in comparison.glob(f"*/setting*/seed*/{run_folder.RESULTS}"):
             refuse_other_inputs(comparison, run_folder.read_results(results.parent), data, sources)

@@ -136,14 +136,22 @@ def _in_our_words(again: str) -> Iterator[None]:
         raise type(error)(message) from error
 
 
-def open_data(inputs: Inputs, model: nn.Module, device: torch.device) -> DataBundle:
+def open_data(inputs: Inputs, model: nn.Module, device: torch.device, *, attacked: bool) -> DataBundle:
     """Return the loaders as a data set of as many classes as the model has outputs, which every teacher must have."""
     first: Tensor = first_inputs(inputs.train, inputs.unpack).to(device)
     classes = count_outputs(model.to(device), first, "model")
     for teacher in inputs.teachers:
         if (got := count_outputs(teacher, first, "teacher")) != classes:
             raise UserError(f"`teacher` expected {classes} outputs, as the student has, got {got}")
-    return user_data(inputs.train, inputs.val, inputs.test, unpack=inputs.unpack, num_classes=classes, device=device)
+    return user_data(
+        inputs.train,
+        inputs.val,
+        inputs.test,
+        unpack=inputs.unpack,
+        num_classes=classes,
+        device=device,
+        attacked=attacked,
+    )
 
 
 def refuse_other_inputs(

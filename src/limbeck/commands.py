@@ -117,13 +117,16 @@ def train(
     options = load_recipe(recipe, overrides or ())
     check_teachers(options)
     folder = run or default_folder(recipe)
-    from limbeck.listings import loading, print_results
+    from limbeck.listings import loading, print_results, print_robustness
 
     with loading():
         from limbeck.engine.fit import fit
         from limbeck.engine.progress import open_reporter
+        from limbeck.engine.robustness import read_figures
 
     print_results(fit(options, folder, resume=resume, reporter=open_reporter()), folder)
+    if figures := read_figures(folder):
+        print_robustness(figures)
 
 
 @app.command()

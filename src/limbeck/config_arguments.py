@@ -197,7 +197,8 @@ def _check_kinds(settings: Settings) -> None:
     for name, kinds in expected.items():
         value = settings._asdict()[name]
         if not isinstance(value, kinds):
-            words = " or ".join("a name" if kind is str else f"limbeck.config.{kind.__name__}(...)" for kind in kinds)
+            named = {str: "a name", NoneType: "None"}
+            words = " or ".join(named.get(kind, f"limbeck.config.{kind.__name__}(...)") for kind in kinds)
             raise UserError(f"`{name}` expected {words}, got {type(value).__name__}")
 
 

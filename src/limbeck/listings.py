@@ -153,6 +153,7 @@ def _print_metrics(measured: Sequence[tuple[str, str, Mapping[str, float | None]
         "top5": ("top-5, %", 100, 2),
         "nll": ("NLL, nats", 1, 3),
         "ece": ("ECE, %", 100, 2),
+        "robust": ("under attack, %", 100, 2),
         "agreement": ("agreement, %", 100, 2),
         "samples": ("n", 1, 0),
     }

@@ -291,6 +291,7 @@ def user_data(
     unpack: Unpack,
     num_classes: int,
     device: torch.device,
+    attacked: bool = False,
 ) -> DataBundle:
     """Wrap a user's loaders as a data set. Validation and test loaders are read once, for their labels.
 
@@ -301,14 +302,18 @@ def user_data(
         unpack: Batch -> inputs and labels.
         num_classes: C, the network's outputs.
         device: Where batches are moved.
+        attacked: Whether inputs are to be pixels in [0, 1]. Of the training loader the first batch is looked at.
 
     Raises:
-        UserError: A loader has no batches, the training loader no length, or labels are no class numbers below C.
+        UserError: A loader has no batches, the training loader no length, labels are no class numbers below C, or
+            attacked pixels are not in [0, 1].
     """
     inputs, labels = _first_batch(train, unpack)
     labels = _checked(labels, "training", num_classes, soft=True)
+    if attacked:
+        _check_pixels(inputs, "training")
     parts = [
-        _samples(loader, unpack, num_classes, device, who)
+        _samples(loader, unpack, num_classes, device, who, attacked=attacked)
         for who, loader in (("validation", validation), ("test", test))
     ]
     shape = tuple(inputs.shape[1:])
@@ -329,13 +334,28 @@ def user_data(
 
 
 def _samples(
-    loader: Iterable[Any] | None, unpack: Unpack, num_classes: int, device: torch.device, who: str
+    loader: Iterable[Any] | None, unpack: Unpack, num_classes: int, device: torch.device, who: str, *, attacked: bool
 ) -> UserSamples:
     if loader is None:
         return UserSamples((), unpack, torch.empty(0, dtype=torch.int64), device, who)
     if isinstance(loader, Iterator):
         raise UserError(f"the {who} loader expected to be read many times, got the iterator {type(loader).__name__}")
-    labels = [_checked(_unpacked(batch, unpack, who)[1], who, num_classes).cpu() for batch in read(loader, _HELD_OUT)]
-    if not labels:
+    seen = []
+    for batch in read(loader, _HELD_OUT):
+        inputs, labels = _unpacked(batch, unpack, who)
+        seen.append(_checked(labels, who, num_classes).cpu())
+        if attacked:
+            _check_pixels(inputs, who)
+    if not seen:
         raise UserError(f"the {who} loader expected at least one batch, got none")
-    return UserSamples(loader, unpack, torch.cat(labels), device, who)
+    return UserSamples(loader, unpack, torch.cat(seen), device, who)
+
+
+def _check_pixels(inputs: Tensor, who: str) -> None:
+    """Raise UserError for inputs outside of [0, 1]: before the training, not at the first attack after hours of it."""
+    low, high = (float(bound) for bound in inputs.aminmax())
+    if not (low >= 0 and high <= 1):  # NaN too
+        raise UserError(
+            f"the {who} loader expected pixels in [0, 1], which attacks keep them in, got {low:.4g} to {high:.4g}; "
+            "move the normalisation into the network"
+        )

@@ -243,6 +243,8 @@ def _read(folder: Path, suffix: str, identity: str, norm: str) -> _Earlier | Non
             (row.attack, row.epsilon): torch.from_numpy(arrays.pop(f"robust__{row.attack}__{row.epsilon!r}"))
             for row in rows
         }
+        # Flags without a row are of a session that ended between the two files.
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("robust__")}
         clean = torch.from_numpy(arrays["clean_logits"].argmax(-1) == arrays["labels"])
         warnings = tuple(content["warnings"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.engine.metrics import accuracy_by_teacher_score, measure
 from limbeck.engine.robust_accuracy import robust_accuracy
+from limbeck.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,6 +76,9 @@ class Validator:
             split: Which images.
             model: The network.
             logits: What it says of them, if that is known.
+
+        Raises:
+            UserError: The images cannot be attacked.
         """
         source = self.data.validation if split == "validation" else self.data.test
         targets = None
@@ -82,5 +86,8 @@ class Validator:
             targets = self.teacher.validation_logits if split == "validation" else self.teacher.test_logits
         metrics = measure(self.predict(split, model) if logits is None else logits, source.labels.cpu(), targets)
         if self.recipe.task == "adversarial":
-            metrics["robust"] = robust_accuracy(model, source, self.recipe.adversary)
+            try:
+                metrics["robust"] = robust_accuracy(model, source, self.recipe.adversary)
+            except ValueError as error:  # such as pixels outside of [0, 1], or a gradient that is not finite
+                raise UserError(f"the {split} split under attack: {error}") from error
         return metrics
