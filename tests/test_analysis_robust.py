@@ -75,6 +75,13 @@ def test_autoattack_is_what_rows_are_compared_by(comparison):
         assert row.headline is row.robust.accuracy is row.robust.attacks["aa"]
 
 
+def test_autoattack_is_it_even_where_another_attack_leaves_less(tmp_path):
+    folder = fake_robust_comparison(tmp_path, {"trades": [SEEDS]})
+    for run in folder.glob("*/*/*"):
+        edit_rows(run, lambda rows: [rows[0] | {"accuracy": 0.1}, *rows[1:]])
+    assert summarise(folder).attacks.headline == "aa"
+
+
 def test_without_autoattack_on_every_run_it_is_the_common_attack_that_leaves_least(tmp_path):
     folder = fake_robust_comparison(tmp_path, {"trades": [SEEDS], "gkl": [SEEDS]})
     edit_rows(folder / "gkl/setting0/seed1", lambda rows: [row for row in rows if row["attack"] != "aa"])

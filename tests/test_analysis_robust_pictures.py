@@ -15,6 +15,7 @@ from limbeck.analysis.pictures import draw_comparison, draw_run
 from limbeck.analysis.run_files import read_run
 from limbeck.analysis.style import new_figure, styled
 from limbeck.errors import UserError
+from limbeck.present import plot
 
 RADII = (0.1, 0.15, EPSILON)
 SEEDS = [(0.97, 0.60, 0.96, 0.62), (0.98, 0.61, 0.97, 0.63)]
@@ -179,14 +180,18 @@ def test_nets_without_features_have_no_map(tmp_path):
     assert features.tightness({"a": [read_run(run)]}) == {}
 
 
-def test_map_without_scikit_learn_names_the_extra_and_other_pictures_are_drawn(tmp_path, monkeypatch):
+def test_map_without_scikit_learn_names_the_extra_and_other_pictures_are_drawn(tmp_path, monkeypatch, capsys):
     run = fake_robust_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(UserError, match=r'needs `scikit-learn`: pip install "limbeck\[data\]"'):
         features.compute(read_run(run))
     monkeypatch.setattr(robust_pictures.importlib.util, "find_spec", lambda name: None)
-    assert [path.stem for path in draw_run(run, tmp_path)][-1] == "moved_probabilities"
+    plot(run)
+    printed = capsys.readouterr().out
+    assert 'Without the map of features, which needs scikit-learn: pip install "limbeck[data]"' in printed
+    assert "moved_probabilities.png" in printed
+    assert "features.png" not in printed
 
 
 # --- clean against robust -----------------------------------------------------------------------------------
@@ -257,9 +262,15 @@ def test_curves_have_robust_accuracy_and_the_epoch_that_is_reported(tmp_path, ax
     assert labels(axes) == ["gkl", "reported"]
 
 
-def test_curves_without_robust_accuracy_on_every_epoch_leave_it_out(tmp_path):
-    assert not curves.compute({"kl": [read_run(fake_run(tmp_path / "plain"))]}).has("robust")
-    assert curves.compute({"kl": [read_run(fake_run(tmp_path / "plain"))]}).reported is None
+def test_curves_of_several_runs_have_no_one_epoch_that_is_reported(rows):
+    assert curves.compute(rows).reported is None
+    assert curves.compute({"gkl": rows["gkl"][:1]}).reported == 12
+
+
+def test_curves_of_other_training_have_no_robust_accuracy(tmp_path):
+    result = curves.compute({"kl": [read_run(fake_run(tmp_path / "plain"))]})
+    assert not result.has("robust")
+    assert result.reported is None
 
 
 def test_margin_difference_of_gkl_at_to_trades_is_that_of_figure_4c(folder, rows):

@@ -174,6 +174,8 @@ def plot(folder: Path, against: Path | None = None) -> None:
             raise UserError(f"--against expected two runs, got the sweep {folder}")
         _plot_sweep(folder)
         return
+    if not importlib.util.find_spec("sklearn") and any(folder.rglob("robust_predictions.npz")):
+        say(f"Without the map of features, which needs scikit-learn: {install('data')}")
     if (folder / "comparison.json").is_file():
         if against is not None:
             raise UserError(f"--against expected two runs, got the comparison {folder}; its pictures hold every row")
