@@ -100,7 +100,9 @@ def test_paper_protocol_reports_the_averaged_weights_of_the_last_epoch(tmp_path)
     results = fit(options, tmp_path)
     assert results["reported"] == "ema"
     assert results["ema"]["epoch"] == 2
-    assert results["optimistic"]["test"]["robust"] >= results["ema"]["test"]["robust"]
+    assert results["optimistic"]["test"]["top1"] >= results["ema"]["test"]["top1"]
+    assert "robust" not in results["optimistic"]["test"]  # the test images are attacked once, at the end
+    assert 0 <= results["ema"]["test"]["robust"] <= results["ema"]["test"]["top1"]
 
 
 def test_run_without_average_reports_its_own_weights(tmp_path):
@@ -250,6 +252,19 @@ def test_attack_whose_gradient_is_not_finite_ends_the_run_with_the_way_out(tmp_p
     monkeypatch.setattr(loop.Trainer, "_optimize", poisoned)
     with pytest.raises(Diverged, match=r"`attack` is not finite at step 4 (.|\n)*learning_rate"):
         fit(robust_recipe(), tmp_path)
+
+
+def test_attack_that_fails_in_the_first_step_puts_no_blame_on_the_learning_rate(tmp_path, monkeypatch):
+    prepare = loop.Trainer._optimize
+
+    def poisoned(self, batch):
+        next(self.model.parameters()).data.fill_(float("nan"))
+        prepare(self, batch)
+
+    monkeypatch.setattr(loop.Trainer, "_optimize", poisoned)
+    with pytest.raises(Diverged, match="`attack` is not finite at step 1 ") as raised:
+        fit(robust_recipe(), tmp_path)
+    assert "learning_rate" not in str(raised.value)
 
 
 def test_pixels_outside_of_the_unit_interval_are_refused_in_one_line(tmp_path, monkeypatch):

@@ -133,7 +133,8 @@ def test_predictions_are_those_of_the_last_weights(student, teacher):
 def test_evaluate_repeats_the_results(which, student):
     measured = evaluate(student, which=which)
     expected = run_folder.read_results(student)[which]
-    assert measured.keys() == expected.keys()
+    assert measured.keys() == {"weights", *expected}
+    assert measured["weights"] == which
     for split in ("validation", "test"):
         assert measured[split] == pytest.approx(expected[split], rel=1e-6)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
+    from limbeck.config import Term
+
 
 class NotFinite(Exception):
     """A loss or one of its parts was not finite.
@@ -34,6 +36,22 @@ class NotFinite(Exception):
         super().__init__(f"{term} at step {step}")
         self.term = term
         self.step = step
+
+
+def remedy(error: NotFinite, terms: Mapping[str, Term]) -> str:
+    """Return what to change: before the first update the learning rate has had no say in what is not finite."""
+    if error.step == 1 and error.term == "attack":
+        return "Nothing was trained yet, so look at the network: its logits, or their gradients to the images, are not"
+    names = list(terms)
+    if error.step > 1 or error.term not in names:
+        return "Start a new run with a lower `optimizer.learning_rate`, or with `optimizer.clip_norm`"
+    place, term = f"losses.{names.index(error.term)}", terms[error.term]
+    factors = {name: value for name, value in term if name == "weight" or name.endswith("_weight")}
+    listed = ", ".join(f"`{place}.{name}` (now {value:g})" for name, value in factors.items())
+    return (
+        f"Start a new run with smaller factors of this term, {listed}: the learning rate has changed nothing before "
+        "this step"
+    )
 
 
 class RunningMeans:

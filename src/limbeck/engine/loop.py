@@ -17,7 +17,7 @@ import torch
 from limbeck.adversary.pgd import AttackNotFinite
 from limbeck.data import Batch
 from limbeck.engine import checkpoint, run_folder
-from limbeck.engine.log import NotFinite, RunLog, RunningMeans
+from limbeck.engine.log import NotFinite, RunLog, RunningMeans, remedy
 from limbeck.engine.metrics import NotFiniteLogits, predict
 from limbeck.engine.optimizer import WeightAverage, build_optimizer
 from limbeck.engine.schedule import learning_rate_factor
@@ -287,7 +287,7 @@ class Trainer:
 
     def _keep_best(self, line: Mapping[str, Any]) -> None:
         validation, test, by = line["validation"], line.get("test"), best_by(self.recipe)
-        if test and (self.optimistic is None or test[by] > self.optimistic["test"][by]):
+        if test and (self.optimistic is None or test["top1"] > self.optimistic["test"]["top1"]):
             self.optimistic = {"epoch": self.epoch, "test": test}
         if validation and (self.best is None or validation[by] > self.best["validation"][by]):
             weights = {name: value.detach().cpu().clone() for name, value in self.candidate.state_dict().items()}
@@ -369,18 +369,8 @@ class Trainer:
         epoch = (error.step - 1) // self.steps_per_epoch + 1
         return (
             f"`{error.term}` is not finite at step {error.step} of {self.steps} (epoch {epoch} of {self.epochs}); "
-            f"{good}. Start a new run with {self._remedy(error)}"
+            f"{good}. {remedy(error, self.objective.terms)}"
         )
-
-    def _remedy(self, error: NotFinite) -> str:
-        """Return what to change: before the first update the learning rate has had no say in a term's value."""
-        names = list(self.objective.terms)
-        if error.step > 1 or error.term not in names:
-            return "a lower `optimizer.learning_rate`, or with `optimizer.clip_norm`"
-        place, term = f"losses.{names.index(error.term)}", self.objective.terms[error.term]
-        factors = {name: value for name, value in term if name == "weight" or name.endswith("_weight")}
-        listed = ", ".join(f"`{place}.{name}` (now {value:g})" for name, value in factors.items())
-        return f"smaller factors of this term, {listed}: the learning rate has changed nothing before this step"
 
 
 def _channels_last(images: Tensor) -> Tensor:

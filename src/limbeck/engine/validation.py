@@ -55,7 +55,8 @@ class Validator:
         """
         adversarial = self.recipe.task == "adversarial"
         if self.recipe.protocol == "paper":
-            return {"validation": None, "test": self.measure("test", model)}
+            # Not attacked: nothing may be chosen by it, and an attack on all test images costs a share of an epoch.
+            return {"validation": None, "test": self.measure("test", model, attacked=False)}
         if not len(self.data.validation):
             return {"validation": None} | ({} if average is None or adversarial else {"ema_validation": None})
         logits = self.predict("validation", model)
@@ -69,13 +70,16 @@ class Validator:
             )
         return lines
 
-    def measure(self, split: Split, model: nn.Module, logits: Tensor | None = None) -> dict[str, Any]:
+    def measure(
+        self, split: Split, model: nn.Module, logits: Tensor | None = None, *, attacked: bool = True
+    ) -> dict[str, Any]:
         """Return the metrics of a network on a split that is not empty, robust accuracy too in adversarial training.
 
         Args:
             split: Which images.
             model: The network.
             logits: What it says of them, if that is known.
+            attacked: Whether robust accuracy is measured where the task is adversarial training.
 
         Raises:
             UserError: The images cannot be attacked.
@@ -85,7 +89,7 @@ class Validator:
         if self.teacher is not None:
             targets = self.teacher.validation_logits if split == "validation" else self.teacher.test_logits
         metrics = measure(self.predict(split, model) if logits is None else logits, source.labels.cpu(), targets)
-        if self.recipe.task == "adversarial":
+        if attacked and self.recipe.task == "adversarial":
             try:
                 metrics["robust"] = robust_accuracy(model, source, self.recipe.adversary)
             except ValueError as error:  # such as pixels outside of [0, 1], or a gradient that is not finite
