@@ -102,13 +102,8 @@ def summarise(folder: Path) -> Comparison:
     finished = tuple(row for row in rows if row is not None)
     if not finished:
         raise UserError(f"{folder}: none of the {len(missing)} {plural('run', len(missing))} is finished; {WAY_OUT}")
-    baseline = next((row for row in finished if row.name == plan.baseline), None)
-    attacks = None
-    runs = [run for row in finished for run in row.runs.values()]
-    if any(run.adversarial for run in runs):
-        attacks = plan_attacks(runs, next(iter((baseline or finished[0]).runs.values())))
-        robust = robust_rows(finished, attacks)
-        finished = tuple(replace(row, robust=made) for row, made in zip(finished, robust, strict=True))
+    leader = next((row for row in finished if row.name == plan.baseline), finished[0])
+    finished, attacks = _attacked(finished, leader)
     compared = _against(finished, plan.baseline)
     by_name = {row.name: row for row in compared}
     any_run = next(iter(finished[0].runs.values()))
@@ -170,6 +165,16 @@ def _plan(path: Path) -> _Plan:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: damaged or of another version ({error!r}); {WAY_OUT}") from error
+
+
+def _attacked(rows: tuple[Row, ...], leader: Row) -> tuple[tuple[Row, ...], AttackPlan | None]:
+    """Return the rows with what attacks left, after adversarial training, and which attacks, at the leader's radius."""
+    runs = [run for row in rows for run in row.runs.values()]
+    if not any(run.adversarial for run in runs):
+        return rows, None
+    attacks = plan_attacks(runs, next(iter(leader.runs.values())))
+    found = zip(rows, robust_rows(rows, attacks), strict=True)
+    return tuple(replace(row, robust=robust) for row, robust in found), attacks
 
 
 def _against(rows: tuple[Row, ...], baseline: str) -> tuple[Row, ...]:
