@@ -157,7 +157,7 @@ def _progress(reporter: Reporter, stop: StopRequest | None, folder: Path) -> Cal
     def tell(attack: str, epsilon: float, done: int, total: int) -> None:
         reporter.attack(f"{attack}, epsilon {epsilon:g}", done=done, images=total)
         if stop is not None and stop.signal_name and done < total:
-            raise Interrupted(f"stopped by {stop.signal_name}: {folder} keeps {done} of {total} images of {attack}")
+            raise Interrupted(f"stopped by {stop.signal_name}: {folder} keeps the finished parts of {attack}")
 
     return tell
 
