@@ -131,7 +131,7 @@ def test_a_killed_worker_is_one_line_and_nothing_is_lost(tmp_path):
     hook = Stop(lambda: os.kill(children()[0], signal.SIGKILL))
     with pytest.raises(UserError) as caught:
         compare(options, tmp_path / "c", seeds=2, workers=2, reporter=hook)
-    expected = r"the process that trained \S+ was killed by SIGKILL; .*; start again to go on from what was saved"
+    expected = r"the process that worked on \S+ was killed by SIGKILL; .*; start again to go on from what was saved"
     assert re.fullmatch(expected, str(caught.value))
     assert not children()
     compare(rows(tmp_path), tmp_path / "other", seeds=1, workers=2)  # no lock of the first stands in the way

@@ -55,8 +55,8 @@ class Norm(str, Enum):
     l2 = "l2"
 
 
-def _at_least_one(seeds: int) -> int:
-    if seeds < 1:
+def _at_least_one(seeds: int | None) -> int | None:
+    if seeds is not None and seeds < 1:
         raise typer.BadParameter(f"expected at least 1, got {seeds}")
     return seeds
 
@@ -86,7 +86,8 @@ def demo(
         typer.Option(help="Where runs, tables and pictures go.", show_default="runs/demo, or runs/demo-robust"),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds per loss.", show_default="6, or 3 of the robust demo")
+        int | None,
+        typer.Option(callback=_at_least_one, help="Seeds per loss.", show_default="6, or 3 of the robust demo"),
     ] = None,
     robust: Annotated[
         bool, typer.Option("--robust", help="Instead: three methods of adversarial training, judged by AutoAttack.")
