@@ -14,6 +14,7 @@ from torch import Tensor
 import limbeck
 from limbeck import (
     ClassPrior,
+    DKDLoss,
     DKLLoss,
     GKLLoss,
     IKLLoss,
@@ -38,6 +39,7 @@ LOSSES = {
     "gkl_sample": GKLLoss(prior="sample", weight_power=0.3, prior_temperature=4.0),
     "mart": MARTLoss(kl_weight=6.0),
     "logit_mse": LogitMSELoss(),
+    "dkd": DKDLoss(target_weight=0.5, rest_weight=2.0, temperature=3.0),
 }
 
 
@@ -100,6 +102,10 @@ def test_modules_are_their_functions() -> None:
         (LOSSES["ikl"], functional.ikl_divergence(student, target, torch.full((9, 5), 0.2), mse_weight=3.0)),
         (LOSSES["mart"], functional.mart_loss(student, target, labels, kl_weight=6.0)),
         (LOSSES["logit_mse"], functional.logit_mse(student, target)),
+        (
+            LOSSES["dkd"],
+            functional.dkd_divergence(student, target, labels, target_weight=0.5, rest_weight=2.0, temperature=3.0),
+        ),
     ]
     for loss, expected in pairs:
         assert torch.isclose(loss(student, target, labels), expected, rtol=1e-6)
@@ -511,6 +517,8 @@ def test_a_prior_that_is_never_refreshed_warns(monkeypatch: pytest.MonkeyPatch) 
         (lambda: JSLoss(beta=2.0), "`beta`"),
         (lambda: KLLoss(temperature=-1.0), "`temperature`"),
         (lambda: MARTLoss(kl_weight=-1.0), "`kl_weight`"),
+        (lambda: DKDLoss(target_weight=-1.0), "`target_weight`"),
+        (lambda: DKDLoss(rest_weight=float("nan")), "`rest_weight`"),
     ],
 )
 def test_options_are_checked_in_the_constructor(make: object, message: str) -> None:

@@ -14,6 +14,7 @@ _ROOMS = {
     "adversary": ("awp", "pgd"),
     "api": ("FitResult", "compare", "fit"),
     "functional": (
+        "dkd_divergence",
         "dkl_divergence",
         "gkl_divergence",
         "gkl_normalizer",
@@ -30,6 +31,7 @@ _ROOMS = {
     ),
     "losses": (
         "ClassPrior",
+        "DKDLoss",
         "DKLLoss",
         "GKLLoss",
         "IKLLoss",
@@ -45,6 +47,7 @@ _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "ClassPrior",
+    "DKDLoss",
     "DKLLoss",
     "FitResult",
     "GKLLoss",
@@ -58,6 +61,7 @@ __all__ = [
     "api",
     "awp",
     "compare",
+    "dkd_divergence",
     "dkl_divergence",
     "fit",
     "functional",
@@ -110,6 +114,7 @@ if TYPE_CHECKING:
     from limbeck.adversary.pgd import pgd
     from limbeck.api import FitResult, compare, fit
     from limbeck.functional import (
+        dkd_divergence,
         dkl_divergence,
         gkl_divergence,
         gkl_normalizer,
@@ -126,6 +131,7 @@ if TYPE_CHECKING:
     )
     from limbeck.losses import (
         ClassPrior,
+        DKDLoss,
         DKLLoss,
         GKLLoss,
         IKLLoss,

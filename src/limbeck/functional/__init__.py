@@ -1,5 +1,6 @@
 """Pure functions: logits in, one value per sample, then reduced. Needs torch alone."""
 
+from limbeck.functional.decoupled import dkd_divergence
 from limbeck.functional.gkl import (
     dkl_divergence,
     gkl_divergence,
@@ -19,6 +20,7 @@ from limbeck.functional.logit import logit_mse
 from limbeck.functional.mart import mart_loss
 
 __all__ = [
+    "dkd_divergence",
     "dkl_divergence",
     "gkl_divergence",
     "gkl_normalizer",

@@ -2,6 +2,7 @@
 
 from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_prior import ClassPrior, PriorStatus
+from limbeck.losses.decoupled import DKDLoss
 from limbeck.losses.gkl import DKLLoss, GKLLoss, IKLLoss
 from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
 from limbeck.losses.logit import LogitMSELoss
@@ -10,6 +11,7 @@ from limbeck.losses.notation import Translation, translate
 
 __all__ = [
     "ClassPrior",
+    "DKDLoss",
     "DKLLoss",
     "DivergenceLoss",
     "GKLLoss",
