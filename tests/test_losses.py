@@ -23,6 +23,7 @@ from limbeck import (
     LogitMSELoss,
     MARTLoss,
     ReverseKLLoss,
+    WKDLogitLoss,
     functional,
     translate,
 )
@@ -39,6 +40,7 @@ LOSSES = {
     "gkl_sample": GKLLoss(prior="sample", weight_power=0.3, prior_temperature=4.0),
     "mart": MARTLoss(kl_weight=6.0),
     "logit_mse": LogitMSELoss(),
+    "wkd_logit": WKDLogitLoss(0.6 * (1 - torch.eye(5)), temperature=2.0, transport_weight=100.0),
     "dkd": DKDLoss(target_weight=0.5, rest_weight=2.0, temperature=3.0),
 }
 

@@ -24,10 +24,12 @@ _ROOMS = {
         "logit_mse",
         "mart_loss",
         "reverse_kl_divergence",
+        "sinkhorn",
         "skew_kl_divergence",
         "soft_cross_entropy",
         "total_variation",
         "weighted_mse",
+        "wkd_logit",
     ),
     "losses": (
         "ClassPrior",
@@ -40,6 +42,7 @@ _ROOMS = {
         "LogitMSELoss",
         "MARTLoss",
         "ReverseKLLoss",
+        "WKDLogitLoss",
         "translate",
     ),
 }
@@ -57,6 +60,7 @@ __all__ = [
     "LogitMSELoss",
     "MARTLoss",
     "ReverseKLLoss",
+    "WKDLogitLoss",
     "adversary",
     "api",
     "awp",
@@ -75,11 +79,13 @@ __all__ = [
     "mart_loss",
     "pgd",
     "reverse_kl_divergence",
+    "sinkhorn",
     "skew_kl_divergence",
     "soft_cross_entropy",
     "total_variation",
     "translate",
     "weighted_mse",
+    "wkd_logit",
 ]
 
 
@@ -124,10 +130,12 @@ if TYPE_CHECKING:
         logit_mse,
         mart_loss,
         reverse_kl_divergence,
+        sinkhorn,
         skew_kl_divergence,
         soft_cross_entropy,
         total_variation,
         weighted_mse,
+        wkd_logit,
     )
     from limbeck.losses import (
         ClassPrior,
@@ -140,5 +148,6 @@ if TYPE_CHECKING:
         LogitMSELoss,
         MARTLoss,
         ReverseKLLoss,
+        WKDLogitLoss,
         translate,
     )

@@ -18,8 +18,10 @@ from limbeck.functional.kl import (
 )
 from limbeck.functional.logit import logit_mse
 from limbeck.functional.mart import mart_loss
+from limbeck.functional.wasserstein import WKDTerms, sinkhorn, wkd_logit
 
 __all__ = [
+    "WKDTerms",
     "dkd_divergence",
     "dkl_divergence",
     "gkl_divergence",
@@ -30,8 +32,10 @@ __all__ = [
     "logit_mse",
     "mart_loss",
     "reverse_kl_divergence",
+    "sinkhorn",
     "skew_kl_divergence",
     "soft_cross_entropy",
     "total_variation",
     "weighted_mse",
+    "wkd_logit",
 ]

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, ParamSpec
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 Reduction = Literal["none", "mean", "sum"]
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Switch autocast off inside `function`, on the device of its first tensor: the dtype rules are its own."""
 
     @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         device = args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"
         if not torch.is_autocast_enabled(device):
             return function(*args, **kwargs)
@@ -27,20 +28,20 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     return wrapped
 
 
-def check_pair(logits: Tensor, target_logits: Tensor) -> None:
+def check_pair(logits: Tensor, target_logits: Tensor, *, names: tuple[str, str] = ("logits", "target_logits")) -> None:
     """Both (*, C), floating, of one shape, not empty."""
-    for name, value in (("logits", logits), ("target_logits", target_logits)):
+    for name, value in zip(names, (logits, target_logits), strict=True):
         if not isinstance(value, Tensor):
             raise TypeError(f"`{name}` expected a tensor, got {type(value).__name__}")
         if not value.is_floating_point():
             raise TypeError(f"`{name}` expected a floating dtype, got {value.dtype}; convert it with `.float()`")
     if logits.shape != target_logits.shape:
         raise ValueError(
-            f"`logits` and `target_logits` expected one shape (*, C), got {tuple(logits.shape)} and "
+            f"`{names[0]}` and `{names[1]}` expected one shape (*, C), got {tuple(logits.shape)} and "
             f"{tuple(target_logits.shape)}; nothing is broadcast"
         )
     if logits.dim() == 0 or logits.numel() == 0:
-        raise ValueError(f"`logits` expected a non-empty shape (*, C), got {tuple(logits.shape)}")
+        raise ValueError(f"`{names[0]}` expected a non-empty shape (*, C), got {tuple(logits.shape)}")
 
 
 def check_positive(name: str, value: float | Tensor) -> None:

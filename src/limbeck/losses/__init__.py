@@ -8,6 +8,7 @@ from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
 from limbeck.losses.logit import LogitMSELoss
 from limbeck.losses.mart import MARTLoss
 from limbeck.losses.notation import Translation, translate
+from limbeck.losses.wasserstein import WKDLogitLoss
 
 __all__ = [
     "ClassPrior",
@@ -23,5 +24,6 @@ __all__ = [
     "PriorStatus",
     "ReverseKLLoss",
     "Translation",
+    "WKDLogitLoss",
     "translate",
 ]

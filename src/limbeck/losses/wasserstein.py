@@ -1,0 +1,154 @@
+"""Logit distillation by transport as a module: the cost and its kernel are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from limbeck.functional import WKDTerms
+from limbeck.functional import wasserstein as transport
+from limbeck.functional._check import Reduction, check_pair, check_positive, check_range, widest
+from limbeck.losses.base import DivergenceLoss
+
+LARGEST_EXPONENT = 80.0  # exp(-80) is 1e-35: a sum over a kernel's row and its reciprocal stay inside float32
+ROUNDING = 1e-5  # of costs that were computed in float32
+
+
+class WKDLogitLoss(DivergenceLoss):
+    r"""Wasserstein distillation of logits (WKD-L): `target_weight` target + `transport_weight` transport.
+
+    It goes beside the labels' cross-entropy. It needs integer labels. The published weight of the transport is 200 to
+    600 at a temperature of 6 to 8: the costs are below 1, and no T squared is multiplied.
+
+    Args:
+        cost: (C, C), not negative, symmetric, diagonal 0: how dear it is to take one class for another. With c the
+            largest, c / `reg` is at most 80. It is kept as a buffer, with the kernel and kernel times cost.
+        temperature: T > 0, divides both logits in the transport.
+        reg: entropic regularisation, above 0.
+        iterations: number of sweeps; ten, as published, are far from convergence.
+        separate_target: set the label's class apart; `False` transports all classes and has no target term.
+        mode: "log", or "published" with its floors of 1e-8.
+        target_weight: factor of the target term, at least 0.
+        transport_weight: factor of the transport, at least 0; lambda in the paper.
+        reduction: "none", "mean" or "sum".
+
+    Gradient:
+        To `logits`; to `target_logits` from the transport (run the teacher under `no_grad`). None to the cost.
+
+    Example:
+        >>> import torch
+        >>> loss = WKDLogitLoss(0.6 * (1 - torch.eye(3)), temperature=4.0, transport_weight=100.0)
+        >>> loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0, 1])) < 0.4
+        tensor(True)
+
+    Reference:
+        arXiv 2412.08139, the loss WKD-L; see `limbeck.functional.wkd_logit`.
+    """
+
+    cost: Tensor
+    kernel: Tensor
+    kernel_cost: Tensor
+
+    def __init__(
+        self,
+        cost: Tensor,
+        *,
+        temperature: float,
+        reg: float = 0.05,
+        iterations: int = 10,
+        separate_target: bool = True,
+        mode: transport.Mode = "log",
+        target_weight: float = 1.0,
+        transport_weight: float = 1.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        check_positive("temperature", temperature)
+        transport.check_transport(reg, iterations, mode)
+        check_range("target_weight", target_weight, 0.0, float("inf"))
+        check_range("transport_weight", transport_weight, 0.0, float("inf"))
+        self.temperature, self.reg, self.iterations = temperature, reg, iterations
+        self.separate_target, self.mode = separate_target, mode
+        self.target_weight, self.transport_weight = target_weight, transport_weight
+        self.register_buffer("cost", _checked(cost, reg))
+        self._make_kernel()
+        self.register_load_state_dict_post_hook(_make_kernel_of)  # type: ignore[no-untyped-call]
+
+    def _make_kernel(self) -> None:
+        """In float32, which is what trains; others are made of the cost on call."""
+        for name, value in transport.gibbs_kernel(self.cost.float(), self.reg, self.mode)._asdict().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WKDLogitLoss:
+        """Follow the module to another device, but to no other dtype: a half kernel would underflow."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def forward(self, logits: Tensor, target_logits: Tensor, labels: Tensor) -> Tensor:
+        """Both logits (*, C); `labels` (*) integers."""
+        target, moved = self.terms(logits, target_logits, labels)
+        return self.target_weight * target + self.transport_weight * moved
+
+    def terms(self, logits: Tensor, target_logits: Tensor, labels: Tensor) -> WKDTerms:
+        """Both terms without their weights: a schedule may fade the transport alone."""
+        check_pair(logits, target_logits)
+        if logits.shape[-1] != len(self.cost):
+            raise ValueError(
+                f"`logits` expected {len(self.cost)} classes, as many as `cost` has, got {tuple(logits.shape)}"
+            )
+        return transport.wkd_terms(
+            logits,
+            target_logits,
+            labels,
+            self._kernel_in(widest(logits, target_logits)),
+            temperature=self.temperature,
+            iterations=self.iterations,
+            separate_target=self.separate_target,
+            mode=self.mode,
+            reduction=self.reduction,
+        )
+
+    def _kernel_in(self, dtype: torch.dtype) -> transport.Kernel:
+        if dtype == self.kernel.dtype:
+            return transport.Kernel(self.kernel, self.kernel_cost)
+        return transport.gibbs_kernel(self.cost.to(dtype), self.reg, self.mode)
+
+    def extra_repr(self) -> str:
+        """Return the options for `repr`."""
+        return (
+            f"{len(self.cost)}, temperature={self.temperature}, reg={self.reg}, iterations={self.iterations}, "
+            f"separate_target={self.separate_target}, mode={self.mode!r}, target_weight={self.target_weight}, "
+            f"transport_weight={self.transport_weight}"
+        )
+
+
+def _make_kernel_of(module: WKDLogitLoss, _: object) -> None:
+    """After a checkpoint brought another cost."""
+    module._make_kernel()
+
+
+def _checked(cost: Tensor, reg: float) -> Tensor:
+    """Return the cost in at least float32, rounding errors below 0 removed."""
+    transport.check_square(cost)
+    cost = cost.detach().to(widest(cost), copy=True)
+    low, high = (bound.item() for bound in torch.aminmax(cost))
+    if not (low >= -ROUNDING and high < float("inf")):
+        raise ValueError(f"`cost` expected finite numbers of at least 0, got {low:g} to {high:g}")
+    if cost.diagonal().max() > ROUNDING:
+        got = cost.diagonal().max().item()
+        raise ValueError(f"`cost` expected a diagonal of 0, got {got:g}; of a similarity s in [0, 1] the cost is 1 - s")
+    if (cost - cost.mT).abs().max() > ROUNDING * high:
+        raise ValueError("`cost` expected a symmetric matrix, got one that is not; (cost + cost.T) / 2 is")
+    if high > LARGEST_EXPONENT * reg:
+        raise ValueError(
+            f"`reg` expected at least {high / LARGEST_EXPONENT:g} (the largest cost / {LARGEST_EXPONENT:g}), got "
+            f"{reg:g}; below, exp(-cost / reg) leaves float32: raise `reg` or divide `cost`"
+        )
+    return cost.clamp_min(0.0)
