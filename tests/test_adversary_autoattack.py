@@ -350,3 +350,17 @@ def test_a_damaged_file_is_made_again(damage, tmp_path):
 def test_the_packages_logger_is_quiet_for_a_while(caplog):
     autoattack(Rounded(network()), *samples(4), epsilon=EPSILON)  # it would warn of zero gradients in each chunk
     assert caplog.records == []
+
+
+def test_a_function_inside_a_network_has_no_address_in_its_fingerprint():
+    class Applied(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def extra_repr(self):
+            return repr(self.function)
+
+    first, second = (Applied(lambda images: images) for _ in range(2))
+    assert repr(first) != repr(second)
+    assert adapter.fingerprint(first) == adapter.fingerprint(second)
