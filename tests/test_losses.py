@@ -14,6 +14,7 @@ from torch import Tensor
 import limbeck
 from limbeck import (
     ClassPrior,
+    DISTLoss,
     DKDLoss,
     DKLLoss,
     GKLLoss,
@@ -41,6 +42,7 @@ LOSSES = {
     "mart": MARTLoss(kl_weight=6.0),
     "logit_mse": LogitMSELoss(),
     "wkd_logit": WKDLogitLoss(0.6 * (1 - torch.eye(5)), temperature=2.0, transport_weight=100.0),
+    "dist": DISTLoss(inter_weight=0.5, intra_weight=2.0, temperature=3.0),
     "dkd": DKDLoss(target_weight=0.5, rest_weight=2.0, temperature=3.0),
 }
 
@@ -107,6 +109,10 @@ def test_modules_are_their_functions() -> None:
         (
             LOSSES["dkd"],
             functional.dkd_divergence(student, target, labels, target_weight=0.5, rest_weight=2.0, temperature=3.0),
+        ),
+        (
+            LOSSES["dist"],
+            functional.dist_loss(student, target, inter_weight=0.5, intra_weight=2.0, temperature=3.0),
         ),
     ]
     for loss, expected in pairs:
@@ -519,6 +525,8 @@ def test_a_prior_that_is_never_refreshed_warns(monkeypatch: pytest.MonkeyPatch) 
         (lambda: JSLoss(beta=2.0), "`beta`"),
         (lambda: KLLoss(temperature=-1.0), "`temperature`"),
         (lambda: MARTLoss(kl_weight=-1.0), "`kl_weight`"),
+        (lambda: DISTLoss(inter_weight=-1.0), "`inter_weight`"),
+        (lambda: DISTLoss(intra_weight=-1.0), "`intra_weight`"),
         (lambda: DKDLoss(target_weight=-1.0), "`target_weight`"),
         (lambda: DKDLoss(rest_weight=float("nan")), "`rest_weight`"),
     ],

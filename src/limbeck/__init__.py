@@ -14,6 +14,7 @@ _ROOMS = {
     "adversary": ("awp", "pgd"),
     "api": ("FitResult", "compare", "fit"),
     "functional": (
+        "dist_loss",
         "dkd_divergence",
         "dkl_divergence",
         "gkl_divergence",
@@ -33,6 +34,7 @@ _ROOMS = {
     ),
     "losses": (
         "ClassPrior",
+        "DISTLoss",
         "DKDLoss",
         "DKLLoss",
         "GKLLoss",
@@ -50,6 +52,7 @@ _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "ClassPrior",
+    "DISTLoss",
     "DKDLoss",
     "DKLLoss",
     "FitResult",
@@ -65,6 +68,7 @@ __all__ = [
     "api",
     "awp",
     "compare",
+    "dist_loss",
     "dkd_divergence",
     "dkl_divergence",
     "fit",
@@ -120,6 +124,7 @@ if TYPE_CHECKING:
     from limbeck.adversary.pgd import pgd
     from limbeck.api import FitResult, compare, fit
     from limbeck.functional import (
+        dist_loss,
         dkd_divergence,
         dkl_divergence,
         gkl_divergence,
@@ -139,6 +144,7 @@ if TYPE_CHECKING:
     )
     from limbeck.losses import (
         ClassPrior,
+        DISTLoss,
         DKDLoss,
         DKLLoss,
         GKLLoss,

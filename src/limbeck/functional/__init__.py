@@ -1,5 +1,6 @@
 """Pure functions: logits in, one value per sample, then reduced. Needs torch alone."""
 
+from limbeck.functional.correlation import dist_loss
 from limbeck.functional.decoupled import dkd_divergence
 from limbeck.functional.gkl import (
     dkl_divergence,
@@ -22,6 +23,7 @@ from limbeck.functional.wasserstein import WKDTerms, sinkhorn, wkd_logit
 
 __all__ = [
     "WKDTerms",
+    "dist_loss",
     "dkd_divergence",
     "dkl_divergence",
     "gkl_divergence",

@@ -2,6 +2,7 @@
 
 from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_prior import ClassPrior, PriorStatus
+from limbeck.losses.correlation import DISTLoss
 from limbeck.losses.decoupled import DKDLoss
 from limbeck.losses.gkl import DKLLoss, GKLLoss, IKLLoss
 from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
@@ -12,6 +13,7 @@ from limbeck.losses.wasserstein import WKDLogitLoss
 
 __all__ = [
     "ClassPrior",
+    "DISTLoss",
     "DKDLoss",
     "DKLLoss",
     "DivergenceLoss",
