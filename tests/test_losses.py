@@ -23,6 +23,7 @@ from limbeck import (
     KLLoss,
     LogitMSELoss,
     MARTLoss,
+    NKDLoss,
     ReverseKLLoss,
     WKDLogitLoss,
     functional,
@@ -43,6 +44,7 @@ LOSSES = {
     "logit_mse": LogitMSELoss(),
     "wkd_logit": WKDLogitLoss(0.6 * (1 - torch.eye(5)), temperature=2.0, transport_weight=100.0),
     "dist": DISTLoss(inter_weight=0.5, intra_weight=2.0, temperature=3.0),
+    "nkd": NKDLoss(target_weight=0.5, temperature=3.0),
     "dkd": DKDLoss(target_weight=0.5, rest_weight=2.0, temperature=3.0),
 }
 
@@ -110,6 +112,7 @@ def test_modules_are_their_functions() -> None:
             LOSSES["dkd"],
             functional.dkd_divergence(student, target, labels, target_weight=0.5, rest_weight=2.0, temperature=3.0),
         ),
+        (LOSSES["nkd"], functional.nkd_loss(student, target, labels, target_weight=0.5, temperature=3.0)),
         (
             LOSSES["dist"],
             functional.dist_loss(student, target, inter_weight=0.5, intra_weight=2.0, temperature=3.0),
@@ -527,6 +530,8 @@ def test_a_prior_that_is_never_refreshed_warns(monkeypatch: pytest.MonkeyPatch) 
         (lambda: MARTLoss(kl_weight=-1.0), "`kl_weight`"),
         (lambda: DISTLoss(inter_weight=-1.0), "`inter_weight`"),
         (lambda: DISTLoss(intra_weight=-1.0), "`intra_weight`"),
+        (lambda: NKDLoss(target_weight=-1.0), "`target_weight`"),
+        (lambda: NKDLoss(rest_weight=-1.0), "`rest_weight`"),
         (lambda: DKDLoss(target_weight=-1.0), "`target_weight`"),
         (lambda: DKDLoss(rest_weight=float("nan")), "`rest_weight`"),
     ],

@@ -19,6 +19,7 @@ from limbeck.functional.kl import (
 )
 from limbeck.functional.logit import logit_mse
 from limbeck.functional.mart import mart_loss
+from limbeck.functional.normalized import nkd_loss
 from limbeck.functional.wasserstein import WKDTerms, sinkhorn, wkd_logit
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "kl_divergence",
     "logit_mse",
     "mart_loss",
+    "nkd_loss",
     "reverse_kl_divergence",
     "sinkhorn",
     "skew_kl_divergence",

@@ -8,6 +8,7 @@ from limbeck.losses.gkl import DKLLoss, GKLLoss, IKLLoss
 from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
 from limbeck.losses.logit import LogitMSELoss
 from limbeck.losses.mart import MARTLoss
+from limbeck.losses.normalized import NKDLoss
 from limbeck.losses.notation import Translation, translate
 from limbeck.losses.wasserstein import WKDLogitLoss
 
@@ -23,6 +24,7 @@ __all__ = [
     "KLLoss",
     "LogitMSELoss",
     "MARTLoss",
+    "NKDLoss",
     "PriorStatus",
     "ReverseKLLoss",
     "Translation",
