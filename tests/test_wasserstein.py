@@ -105,6 +105,8 @@ def test_shared_cost_equals_one_solver_per_sample(samples: int, classes: int, se
     ):
         assert gap(got, wanted) < 1e-12
     if separate_target:
+        unused = torch.autograd.grad(terms.target, target, retain_graph=True, allow_unused=True)
+        assert unused == (None,)
         assert gap(gradients(terms.target, student)[0], gradients(each[:, 0].sum(), student)[0]) < 1e-12
 
 

@@ -64,20 +64,17 @@ def transport_cost(log_a: Tensor, log_b: Tensor, kernel: Kernel, iterations: int
     return sweep(log_a, log_b, log_start, kernel, iterations).masked_fill(none.squeeze(-1), 0.0)
 
 
-def _shifted(log_x: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(log_x - s) and s, the largest entry of a row: log(e^log_x K) = s + log(e^(log_x - s) K) at any scale."""
-    shift = log_x.detach().amax(-1, keepdim=True)
-    return (log_x - shift).exp(), shift
+def _shifted(log_x: Tensor) -> Tensor:
+    """exp(log_x), a row's largest entry at 1. The other potential takes up a row's factor, so none has to be kept."""
+    return (log_x - log_x.detach().amax(-1, keepdim=True)).exp()
 
 
 def _log_sweeps(log_a: Tensor, log_b: Tensor, log_u: Tensor, kernel: Kernel, iterations: int) -> Tensor:
     k = kernel.kernel
     for _ in range(iterations):
-        u, shift = _shifted(log_u)
-        log_v = log_b - (u @ k).log() - shift
-        v, shift = _shifted(log_v)
+        v = _shifted(log_b - (_shifted(log_u) @ k).log())
         kv = v @ k.mT
-        log_u = log_a - kv.log() - shift
+        log_u = log_a - kv.log()
     return (log_a.exp() * ((v @ kernel.kernel_cost.mT) / kv)).sum(-1)  # u = a / (K v)
 
 
@@ -173,8 +170,9 @@ def wkd_logit(
     p^{\y} is the softmax of the logits over temperature among the classes other than y. The label's class has no mass
     on either side and none in the start, which equals solving each sample's (C - 1) x (C - 1) problem.
 
-    Temperature acts on the transport only, and there is no factor T squared: the weight of the transport, 60 to 800 in
-    the paper, absorbs it. Ten sweeps are far from convergence; with another number the weight has to be tuned again.
+    Temperature acts on the transport only, and there is no factor T squared: the weight of the transport, 10 to 600 in
+    the published settings, absorbs it. Ten sweeps are far from convergence; with another number the weight has to be
+    tuned again.
 
     Args:
         logits: (*, C), any floating dtype; what trains.
