@@ -25,6 +25,7 @@ from limbeck import (
     MARTLoss,
     NKDLoss,
     ReverseKLLoss,
+    StandardizedLoss,
     WKDLogitLoss,
     functional,
     translate,
@@ -45,6 +46,7 @@ LOSSES = {
     "wkd_logit": WKDLogitLoss(0.6 * (1 - torch.eye(5)), temperature=2.0, transport_weight=100.0),
     "dist": DISTLoss(inter_weight=0.5, intra_weight=2.0, temperature=3.0),
     "nkd": NKDLoss(target_weight=0.5, temperature=3.0),
+    "standardized": StandardizedLoss(GKLLoss(5, weight_power=0.3)),
     "dkd": DKDLoss(target_weight=0.5, rest_weight=2.0, temperature=3.0),
 }
 

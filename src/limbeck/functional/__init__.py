@@ -20,6 +20,7 @@ from limbeck.functional.kl import (
 from limbeck.functional.logit import logit_mse
 from limbeck.functional.mart import mart_loss
 from limbeck.functional.normalized import nkd_loss
+from limbeck.functional.standardized import standardize_logits
 from limbeck.functional.wasserstein import WKDTerms, sinkhorn, wkd_logit
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "sinkhorn",
     "skew_kl_divergence",
     "soft_cross_entropy",
+    "standardize_logits",
     "total_variation",
     "weighted_mse",
     "wkd_logit",

@@ -10,6 +10,7 @@ from limbeck.losses.logit import LogitMSELoss
 from limbeck.losses.mart import MARTLoss
 from limbeck.losses.normalized import NKDLoss
 from limbeck.losses.notation import Translation, translate
+from limbeck.losses.standardized import StandardizedLoss
 from limbeck.losses.wasserstein import WKDLogitLoss
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "NKDLoss",
     "PriorStatus",
     "ReverseKLLoss",
+    "StandardizedLoss",
     "Translation",
     "WKDLogitLoss",
     "translate",
