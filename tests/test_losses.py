@@ -26,6 +26,7 @@ from limbeck import (
     NKDLoss,
     ReverseKLLoss,
     StandardizedLoss,
+    TTMLoss,
     WKDLogitLoss,
     functional,
     translate,
@@ -47,6 +48,7 @@ LOSSES = {
     "dist": DISTLoss(inter_weight=0.5, intra_weight=2.0, temperature=3.0),
     "nkd": NKDLoss(target_weight=0.5, temperature=3.0),
     "standardized": StandardizedLoss(GKLLoss(5, weight_power=0.3)),
+    "ttm": TTMLoss(power=0.3, weighted=True),
     "dkd": DKDLoss(target_weight=0.5, rest_weight=2.0, temperature=3.0),
 }
 
@@ -114,6 +116,7 @@ def test_modules_are_their_functions() -> None:
             LOSSES["dkd"],
             functional.dkd_divergence(student, target, labels, target_weight=0.5, rest_weight=2.0, temperature=3.0),
         ),
+        (LOSSES["ttm"], functional.ttm_divergence(student, target, power=0.3, weighted=True)),
         (LOSSES["nkd"], functional.nkd_loss(student, target, labels, target_weight=0.5, temperature=3.0)),
         (
             LOSSES["dist"],
@@ -534,6 +537,7 @@ def test_a_prior_that_is_never_refreshed_warns(monkeypatch: pytest.MonkeyPatch) 
         (lambda: DISTLoss(intra_weight=-1.0), "`intra_weight`"),
         (lambda: NKDLoss(target_weight=-1.0), "`target_weight`"),
         (lambda: NKDLoss(rest_weight=-1.0), "`rest_weight`"),
+        (lambda: TTMLoss(power=0.0), "`power`"),
         (lambda: DKDLoss(target_weight=-1.0), "`target_weight`"),
         (lambda: DKDLoss(rest_weight=float("nan")), "`rest_weight`"),
     ],

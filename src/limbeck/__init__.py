@@ -31,6 +31,7 @@ _ROOMS = {
         "soft_cross_entropy",
         "standardize_logits",
         "total_variation",
+        "ttm_divergence",
         "weighted_mse",
         "wkd_logit",
     ),
@@ -48,6 +49,7 @@ _ROOMS = {
         "NKDLoss",
         "ReverseKLLoss",
         "StandardizedLoss",
+        "TTMLoss",
         "WKDLogitLoss",
         "translate",
     ),
@@ -69,6 +71,7 @@ __all__ = [
     "NKDLoss",
     "ReverseKLLoss",
     "StandardizedLoss",
+    "TTMLoss",
     "WKDLogitLoss",
     "adversary",
     "api",
@@ -96,6 +99,7 @@ __all__ = [
     "standardize_logits",
     "total_variation",
     "translate",
+    "ttm_divergence",
     "weighted_mse",
     "wkd_logit",
 ]
@@ -149,6 +153,7 @@ if TYPE_CHECKING:
         soft_cross_entropy,
         standardize_logits,
         total_variation,
+        ttm_divergence,
         weighted_mse,
         wkd_logit,
     )
@@ -166,6 +171,7 @@ if TYPE_CHECKING:
         NKDLoss,
         ReverseKLLoss,
         StandardizedLoss,
+        TTMLoss,
         WKDLogitLoss,
         translate,
     )

@@ -21,6 +21,7 @@ from limbeck.functional.logit import logit_mse
 from limbeck.functional.mart import mart_loss
 from limbeck.functional.normalized import nkd_loss
 from limbeck.functional.standardized import standardize_logits
+from limbeck.functional.transformed import ttm_divergence
 from limbeck.functional.wasserstein import WKDTerms, sinkhorn, wkd_logit
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "soft_cross_entropy",
     "standardize_logits",
     "total_variation",
+    "ttm_divergence",
     "weighted_mse",
     "wkd_logit",
 ]

@@ -11,6 +11,7 @@ from limbeck.losses.mart import MARTLoss
 from limbeck.losses.normalized import NKDLoss
 from limbeck.losses.notation import Translation, translate
 from limbeck.losses.standardized import StandardizedLoss
+from limbeck.losses.transformed import TTMLoss
 from limbeck.losses.wasserstein import WKDLogitLoss
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "PriorStatus",
     "ReverseKLLoss",
     "StandardizedLoss",
+    "TTMLoss",
     "Translation",
     "WKDLogitLoss",
     "translate",
