@@ -2,6 +2,7 @@
 
 from limbeck.functional.correlation import dist_loss
 from limbeck.functional.decoupled import dkd_divergence
+from limbeck.functional.gaussian import gaussian_wasserstein
 from limbeck.functional.gkl import (
     dkl_divergence,
     gkl_divergence,
@@ -29,6 +30,7 @@ __all__ = [
     "dist_loss",
     "dkd_divergence",
     "dkl_divergence",
+    "gaussian_wasserstein",
     "gkl_divergence",
     "gkl_normalizer",
     "ikl_divergence",
