@@ -8,6 +8,8 @@ import pytest
 import torch
 import twins
 from torch import Tensor
+from twins import gradients
+from twins import labelled_batch as batch
 
 from limbeck import functional
 
@@ -20,16 +22,6 @@ def twin(logits: Tensor, target_logits: Tensor, labels: Tensor, kl_weight: float
         boosted = -q[sample, label].log() - (1 - wrong.max()).log()
         values.append(boosted + kl_weight * (1 - p[sample, label]) * twins.kl(p[sample], q[sample]))
     return torch.stack(values)
-
-
-def batch(samples: int = 7, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    adversarial, clean = (2 * torch.randn(samples, classes, generator=generator, dtype=torch.float64) for _ in range(2))
-    return adversarial.requires_grad_(), clean.requires_grad_(), torch.randint(classes, (samples,), generator=generator)
-
-
-def gradients(value: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(value, inputs, retain_graph=True)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 100])
@@ -96,43 +88,12 @@ def test_without_a_wrong_class_only_the_label_counts(wrong: float) -> None:
     assert functional.mart_loss(single, single, torch.tensor([0])) == 0
 
 
-def test_mart_is_captured_whole_and_maps_over_samples() -> None:
-    adversarial, clean, labels = batch()
-    compiled = torch.compile(functional.mart_loss, fullgraph=True, backend="aot_eager")
-    assert torch.isclose(compiled(adversarial, clean, labels), functional.mart_loss(adversarial, clean, labels))
-    mapped = torch.func.vmap(torch.func.grad(functional.mart_loss))(adversarial.detach(), clean.detach(), labels)
-    expected = gradients(functional.mart_loss(adversarial, clean, labels, reduction="sum"), adversarial)[0]
-    assert (mapped - expected).abs().max() < 1e-13
-
-
-def test_mart_has_leading_axes_and_its_own_dtype_under_autocast() -> None:
-    adversarial, clean, labels = batch(samples=12)
-    none = functional.mart_loss(adversarial.view(3, 4, 5), clean.view(3, 4, 5), labels.view(3, 4), reduction="none")
-    assert none.shape == (3, 4)
-    assert torch.isclose(none.mean(), functional.mart_loss(adversarial, clean, labels))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = functional.mart_loss(adversarial.float(), clean.float(), labels)
-    assert torch.equal(inside, functional.mart_loss(adversarial.float(), clean.float(), labels))
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"labels": torch.full((2, 3), 1 / 3)}, TypeError, "`labels` expected class indices.*mixup and cutmix"),
-        ({"labels": None}, TypeError, "`labels` expected class indices .* got NoneType"),
-        ({"labels": torch.tensor([0, 3])}, ValueError, r"\[0, 2\], got 0 to 3"),
-        ({"labels": torch.tensor([0])}, ValueError, "shape"),
-        ({"target_logits": torch.zeros(2, 4)}, ValueError, "one shape"),
         ({"kl_weight": -1.0}, ValueError, "`kl_weight`"),
-        ({"reduction": "batchmean"}, ValueError, "`reduction`"),
     ],
 )
-def test_bad_input_is_said_in_one_line(change: dict[str, object], error: type[Exception], message: str) -> None:
-    arguments = {
-        "logits": torch.zeros(2, 3),
-        "target_logits": torch.zeros(2, 3),
-        "labels": torch.tensor([0, 1]),
-        **change,
-    }
+def test_bad_option_is_said_in_one_line(change: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        functional.mart_loss(**arguments)
+        functional.mart_loss(*batch(), **change)

@@ -63,3 +63,15 @@ def gkl(
         mse_mean = mse[keep].sum() / normalizer
     ce = soft_cross_entropy(logits, softmax(target_logits, temperature).detach(), temperature)
     return mse_weight * mse_mean + ce_weight * ce[keep].mean()
+
+
+def labelled_batch(samples: int = 7, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of two sides, (N, C) in float64, which take gradients, and labels (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    sides = [2 * torch.randn(samples, classes, generator=generator, dtype=torch.float64) for _ in range(2)]
+    labels = torch.randint(classes, (samples,), generator=generator)
+    return sides[0].requires_grad_(), sides[1].requires_grad_(), labels
+
+
+def gradients(value: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, inputs, retain_graph=True)

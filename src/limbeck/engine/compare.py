@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from limbeck.config import CompareOptions
 from limbeck.engine import run_folder
 from limbeck.engine.lock import locked
-from limbeck.engine.plan import Job, run_plan, teacher_jobs
+from limbeck.engine.plan import Job, run_described, teacher_jobs
 from limbeck.engine.progress import Reporter
 from limbeck.engine.run_folder import read_results, write_json
 from limbeck.engine.signals import StopRequest
-from limbeck.errors import Interrupted, UserError
+from limbeck.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,20 +83,17 @@ def compare(
         for setting in range(len(recipe.compare.contenders[row].settings))
     ]
     jobs, teachers = plan_runs(recipe, folder, entries)
-    diverged: dict[str, str] = {}
-
-    def give_up(job: Job, why: str) -> None:
-        diverged[job.run.relative_to(folder).as_posix()] = why
-        describe(recipe, folder, entries, teachers, diverged)
-
     with locked(folder, "--folder"), StopRequest() as stop, reporter or Reporter() as teller:
-        describe(recipe, folder, entries, teachers, diverged)  # now, so that an unfinished one can be looked at
-        try:
-            title = recipe.title or str(folder)
-            run_plan(title, jobs, workers=workers, reporter=teller, stop=stop, give_up=give_up)
-        except Interrupted as error:
-            raise Interrupted(f"{error}; the same command continues the comparison in {folder}") from error
-        return describe(recipe, folder, entries, teachers, diverged)
+        return run_described(
+            recipe.title or str(folder),
+            folder,
+            jobs,
+            lambda diverged: describe(recipe, folder, entries, teachers, diverged),
+            workers=workers,
+            reporter=teller,
+            stop=stop,
+            way_on="the same command continues the comparison",
+        )
 
 
 def _known_rows(recipe: Recipe, rows: Sequence[str] | None) -> tuple[str, ...]:

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 from limbeck.config import CompareOptions
 from limbeck.engine import run_folder
 from limbeck.engine.compare import Entry, describe
-from limbeck.engine.fit import train_run
 from limbeck.engine.given import Given, load_weights
 from limbeck.engine.lock import locked
-from limbeck.engine.plan import Job, run_plan
-from limbeck.errors import Interrupted
+from limbeck.engine.plan import Job, run_described, train_job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,36 +54,25 @@ def compare_given(
     rows = recipe.compare.contenders
     entries = [Entry(row, 0, seed) for seed in range(recipe.seed, recipe.seed + seeds) for row in rows]
     jobs = [_job(recipe, folder, entry, teachers) for entry in entries]
-    diverged: dict[str, str] = {}
 
     def train(job: Job, reporter: Reporter, stop: StopRequest, resources: Resources) -> dict[str, Any]:
-        given = Given(students.new(job.recipe.seed), data)
-        return train_run(
-            job.recipe,
-            job.run,
-            resume=True,
-            reporter=reporter,
-            stop=stop,
-            resources=resources,
-            sources=job.sources,
-            title=job.title,
-            given=given,
-        )
-
-    def give_up(job: Job, reason: str) -> None:
-        diverged[job.run.relative_to(folder).as_posix()] = reason
-        describe(recipe, folder, entries, (), diverged)
+        return train_job(job, reporter, stop, resources, Given(students.new(job.recipe.seed), data))
 
     with locked(folder, "`folder`"):
         for job in jobs:  # a row of the call before is not compared with one of another network
             if (job.run / run_folder.RESULTS).is_file():
                 load_weights(job.run / run_folder.WEIGHTS["last"], students.new(job.recipe.seed), "student")
-        describe(recipe, folder, entries, (), diverged)  # now, so that an unfinished comparison can be looked at
-        try:
-            run_plan(recipe.title, jobs, workers=1, reporter=reporter, stop=stop, give_up=give_up, train=train)
-        except Interrupted as error:
-            raise Interrupted(f"{error}; the same call of limbeck.compare continues in {folder}") from error
-        describe(recipe, folder, entries, (), diverged)
+        run_described(
+            recipe.title,
+            folder,
+            jobs,
+            lambda diverged: describe(recipe, folder, entries, (), diverged),
+            workers=1,
+            reporter=reporter,
+            stop=stop,
+            way_on="the same call of limbeck.compare continues",
+            train=train,
+        )
 
 
 def _job(recipe: Recipe, folder: Path, entry: Entry, teachers: Sequence[GivenModule]) -> Job:

@@ -241,7 +241,7 @@ class Trainer:
         line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
         line |= {
             "train": {"loss": means["loss"], "top1": means["top1"]},
-            **self.validator.look(self.candidate, self.average),
+            **self.validator.measure_epoch(self.candidate, self.average),
         }
         self.log.write(line, self._timing())
         self.reporter.epoch(line, self.epochs)

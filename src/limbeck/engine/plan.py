@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from limbeck.engine import run_folder
 from limbeck.engine.fit import plan_teachers, teacher_folder, teacher_title, train_run
@@ -17,10 +17,14 @@ from limbeck.engine.views import ViewStore
 from limbeck.errors import Diverged, Interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from limbeck.config import Recipe
+    from limbeck.engine.given import Given
     from limbeck.engine.teachers import TeacherSource
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ GiveUp: TypeAlias = Callable[[Job, str], None]
 Finished: TypeAlias = Callable[[Job], bool]
 
 
-def train_job(job: Job, reporter: Reporter, stop: StopRequest, resources: Resources) -> dict[str, Any]:
+def train_job(
+    job: Job, reporter: Reporter, stop: StopRequest, resources: Resources, given: Given | None = None
+) -> dict[str, Any]:
     """Train one job to its end, or go on with it; return its results. What a plan does unless it is told otherwise."""
     return train_run(
         job.recipe,
@@ -60,6 +66,7 @@ def train_job(job: Job, reporter: Reporter, stop: StopRequest, resources: Resour
         resources=resources,
         sources=job.sources,
         title=job.title,
+        given=given,
     )
 
 
@@ -144,6 +151,48 @@ def run_plan(
             train(job, reporter, stop, resources)
         except Diverged as error:
             leave_out(job, error, reporter, give_up)
+
+
+def run_described(
+    title: str,
+    folder: Path,
+    jobs: Sequence[Job],
+    describe: Callable[[Mapping[str, str]], T],
+    *,
+    workers: int,
+    reporter: Reporter,
+    stop: StopRequest,
+    way_on: str,
+    train: TrainJob = train_job,
+) -> T:
+    """Run a plan whose folder holds a file that names its runs, finished or not; see `run_plan` for the others.
+
+    Args:
+        title: For the reporter.
+        folder: Of the comparison or sweep.
+        jobs: The runs.
+        describe: Writes the file. It is given folder, relative to the plan's, -> why, of the runs that diverged.
+        workers: See `run_plan`.
+        reporter: Whom to tell.
+        stop: Says when to stop early.
+        way_on: Ends the message of an interruption.
+        train: See `run_plan`.
+
+    Returns:
+        What `describe` returned of the finished plan.
+    """
+    diverged: dict[str, str] = {}
+
+    def give_up(job: Job, why: str) -> None:
+        diverged[job.run.relative_to(folder).as_posix()] = why
+        describe(diverged)
+
+    describe(diverged)  # now, so that an unfinished plan can be looked at
+    try:
+        run_plan(title, jobs, workers=workers, reporter=reporter, stop=stop, give_up=give_up, train=train)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; {way_on} in {folder}") from error
+    return describe(diverged)
 
 
 def leave_out(job: Job, error: Diverged, reporter: Reporter, give_up: GiveUp) -> None:

@@ -29,44 +29,45 @@ MAX_FEATURES = 2000  # test samples whose features are kept, for pictures
 
 def finish(trainer: Trainer) -> dict[str, Any]:
     """Write what a trained run leaves behind, `results.json` last, and return what that holds."""
-    run = trainer.run
-    last = trainer.predict("test") if len(trainer.data.test) else torch.empty(0, trainer.data.num_classes)
-    _write_weights(run / run_folder.WEIGHTS["last"], trainer.model.state_dict())
-    results = {
-        **_description(trainer),
-        "last": _evaluation(trainer, trainer.model, trainer.epochs, last),
-        "best": None,
-        "ema": None,
-        "optimistic": trainer.optimistic,
-        "teachers": [teacher.metrics for teacher in trainer.teachers],
-    }
-    networks = {"last": trainer.model}
-    if trainer.best is not None:
-        networks["best"] = best = copy.deepcopy(trainer.model)
-        best.load_state_dict(trainer.best["weights"])
-        _write_weights(run / run_folder.WEIGHTS["best"], trainer.best["weights"])
-        results["best"] = _evaluation(trainer, best, trainer.best["epoch"])
-    if trainer.average is not None:
-        networks["ema"] = average = trainer.average.model
-        _write_weights(run / run_folder.WEIGHTS["ema"], average.state_dict())
-        results["ema"] = _evaluation(trainer, average, trainer.epochs)
-    shown = last
+    run, which = trainer.run, _reported(trainer)
+    networks = _networks(trainer)
+    logits = {name: _test_logits(trainer, model) for name, (model, _) in networks.items()}
+    results: dict[str, Any] = {**_description(trainer), "last": None, "best": None, "ema": None}
+    for name, (model, epoch) in networks.items():
+        _write_weights(run / run_folder.WEIGHTS[name], model.state_dict())
+        results[name] = _evaluation(trainer, model, epoch, logits[name])
+    results |= {"optimistic": trainer.optimistic, "teachers": [teacher.metrics for teacher in trainer.teachers]}
+    reported, _ = networks[which]
     if trainer.recipe.task == "adversarial":
-        results["adversary"] = trainer.recipe.adversary.model_dump(mode="json")
-        results["reported"] = which = _reported(trainer)
-        if len(trainer.data.test):
-            shown = trainer.predict("test", networks[which])
-            attack_reported(trainer, networks[which], which)
+        results |= {"adversary": trainer.recipe.adversary.model_dump(mode="json"), "reported": which}
+        attack_reported(trainer, reported, which)
     with atomic_file(run / run_folder.PREDICTIONS) as file:
-        np.savez(file, allow_pickle=False, **_predictions(trainer, networks[results.get("reported", "last")], shown))
+        np.savez(file, allow_pickle=False, **_predictions(trainer, reported, logits[which]))
     write_json(run / run_folder.RESULTS, results)
     return results
+
+
+def _networks(trainer: Trainer) -> dict[str, tuple[nn.Module, int]]:
+    """Return name -> network and epoch of all weights that the run has, the last ones first."""
+    networks: dict[str, tuple[nn.Module, int]] = {"last": (trainer.model, trainer.epochs)}
+    if trainer.best is not None:
+        best = copy.deepcopy(trainer.model)
+        best.load_state_dict(trainer.best["weights"])
+        networks["best"] = best, trainer.best["epoch"]
+    if trainer.average is not None:
+        networks["ema"] = trainer.average.model, trainer.epochs
+    return networks
+
+
+def _test_logits(trainer: Trainer, model: nn.Module) -> Tensor:
+    """Return the logits on the test images, `(N, C)`; N may be 0."""
+    return trainer.predict("test", model) if len(trainer.data.test) else torch.empty(0, trainer.data.num_classes)
 
 
 def attack_reported(trainer: Trainer, model: nn.Module, which: str) -> None:
     """Make the recipe's attacks on the test images; robustness.json keeps what they leave."""
     adversary = trainer.recipe.adversary
-    if adversary.attacks:
+    if adversary.attacks and len(trainer.data.test):
         evaluate_robustness(
             model,
             trainer.data.test,
@@ -81,11 +82,13 @@ def attack_reported(trainer: Trainer, model: nn.Module, which: str) -> None:
 
 
 def _reported(trainer: Trainer) -> Literal["last", "best", "ema"]:
-    """Return which weights a run of adversarial training stands for.
+    """Return which weights a run stands for: the last, but in adversarial training others if there are some.
 
     Those of the best robust validation accuracy, because robust overfitting is the rule (Rice et al., 2020); without
     a validation split the averaged ones, as the GKL paper has it, or else the last.
     """
+    if trainer.recipe.task != "adversarial":
+        return "last"
     if trainer.best is not None:
         return "best"
     return "ema" if trainer.average is not None else "last"
@@ -113,7 +116,7 @@ def _description(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _evaluation(trainer: Trainer, model: nn.Module, epoch: int, test_logits: Tensor | None = None) -> dict[str, Any]:
+def _evaluation(trainer: Trainer, model: nn.Module, epoch: int, test_logits: Tensor) -> dict[str, Any]:
     """Return `{"epoch", "validation", "test"}` of the weights in `model`."""
     validation = trainer.validator.measure("validation", model) if len(trainer.data.validation) else None
     test = trainer.validator.measure("test", model, test_logits) if len(trainer.data.test) else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.adversary.attack_losses import cross_entropy, margin
+from limbeck.adversary.modes import attack_mode
 from limbeck.adversary.pgd import pgd
 from limbeck.engine.metrics import EVALUATION_BATCH
 
@@ -31,28 +32,24 @@ def robust_accuracy(model: nn.Module, source: Samples, options: AdversaryOptions
         options: `norm`, `epsilon` and `validation_attack` are read. The start is uniform, the last iterate counts.
     """
     climb, steps = _attack(options.validation_attack)
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
     correct, first = [], 0
-    labels = source.labels
-    for images in source.batches(EVALUATION_BATCH):
-        there = slice(first, first := first + len(images))
-        theirs = labels[there].to(images.device)
-        adversarial = pgd(
-            model,
-            images,
-            climb(theirs),
-            epsilon=options.epsilon,
-            steps=steps,
-            step_size=STEP_RATIO * options.epsilon,
-            norm=options.norm,
-            seed=SEED,
-            indices=torch.arange(there.start, there.stop, device=images.device),
-        )
-        with torch.no_grad():
-            correct.append(model(adversarial).argmax(dim=1) == theirs)
-    for part, training in modes:
-        part.training = training
+    with attack_mode(model, "eval"):
+        for images in source.batches(EVALUATION_BATCH):
+            there = slice(first, first := first + len(images))
+            labels = source.labels[there].to(images.device)
+            adversarial = pgd(
+                model,
+                images,
+                climb(labels),
+                epsilon=options.epsilon,
+                steps=steps,
+                step_size=STEP_RATIO * options.epsilon,
+                norm=options.norm,
+                seed=SEED,
+                indices=torch.arange(there.start, there.stop, device=images.device),
+            )
+            with torch.no_grad():
+                correct.append(model(adversarial).argmax(dim=1) == labels)
     return torch.cat(correct).double().mean().item()
 
 

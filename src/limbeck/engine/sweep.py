@@ -9,11 +9,10 @@ from limbeck.config import CompareOptions
 from limbeck.engine.compare import of_seed
 from limbeck.engine.fit import plan_teachers
 from limbeck.engine.lock import locked
-from limbeck.engine.plan import Job, run_plan
+from limbeck.engine.plan import Job, run_described
 from limbeck.engine.progress import Reporter
 from limbeck.engine.run_folder import SWEEP, recipe_fingerprint, refuse_run, write_json
 from limbeck.engine.signals import StopRequest
-from limbeck.errors import Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,20 +49,17 @@ def sweep(
     """
     refuse_run(folder, "--folder")
     jobs = _plan(grid, folder, seeds)
-    diverged: dict[str, str] = {}
-
-    def give_up(job: Job, why: str) -> None:
-        diverged[job.run.relative_to(folder).as_posix()] = why
-        _describe(grid, folder, jobs, seeds, diverged)
-
     with locked(folder, "--folder"), StopRequest() as stop, reporter or Reporter() as teller:
-        _describe(grid, folder, jobs, seeds, diverged)  # now, so that an unfinished sweep can be looked at
-        try:
-            title = grid.points[0].recipe.title or str(folder)
-            run_plan(title, jobs, workers=workers, reporter=teller, stop=stop, give_up=give_up)
-        except Interrupted as error:
-            raise Interrupted(f"{error}; the same command continues the sweep in {folder}") from error
-        return _describe(grid, folder, jobs, seeds, diverged)
+        return run_described(
+            grid.points[0].recipe.title or str(folder),
+            folder,
+            jobs,
+            lambda diverged: _describe(grid, folder, jobs, seeds, diverged),
+            workers=workers,
+            reporter=teller,
+            stop=stop,
+            way_on="the same command continues the sweep",
+        )
 
 
 def _plan(grid: Grid, folder: Path, seeds: int) -> list[Job]:

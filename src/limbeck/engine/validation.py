@@ -46,7 +46,7 @@ class Validator:
         self.recipe, self.data, self.predict = recipe, data, predict
         self.teacher = teachers[0] if teachers else None
 
-    def look(self, model: nn.Module, average: WeightAverage | None) -> dict[str, Any]:
+    def measure_epoch(self, model: nn.Module, average: WeightAverage | None) -> dict[str, Any]:
         """Return the metrics of the epoch's line, by key.
 
         Args:

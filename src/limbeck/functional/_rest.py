@@ -1,4 +1,4 @@
-"""The label's class against the rest, in log space: what DKD and NKD share."""
+"""The label's class against the rest, in log space: what the losses with hard labels share."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from limbeck.functional._check import check_integer_labels
 
 
-def own_class(labels: Tensor, logits: Tensor, loss: str) -> Tensor:
-    """(*, C), True at each sample's label; checks the labels."""
+def own_class(labels: Tensor, logits: Tensor, loss: str, way_out: str = "pass their `argmax(-1)`") -> Tensor:
+    """(*, C), True at each sample's label; checks that the labels are integers in [0, C) of the shape (*)."""
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(
             f"`labels` expected class indices (integers) of the shape {tuple(logits.shape[:-1])}, got {got}; {loss} "
-            "has no form for soft labels, so leave mixup and cutmix out or pass their `argmax(-1)`"
+            f"has no form for soft labels, so leave mixup and cutmix out or {way_out}"
         )
     check_integer_labels(labels, logits.shape[:-1], logits.shape[-1])
     return torch.arange(logits.shape[-1], device=logits.device) == labels.unsqueeze(-1)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from limbeck.functional._check import (
     Reduction,
-    check_integer_labels,
     check_pair,
     check_range,
     check_reduction,
@@ -15,6 +14,7 @@ from limbeck.functional._check import (
     reduce,
     widest,
 )
+from limbeck.functional._rest import log_own, own_class
 from limbeck.functional.kl import kl_divergence
 
 
@@ -65,11 +65,10 @@ def mart_loss(
         section 3.
     """
     check_pair(logits, target_logits)
-    _check_labels(labels, logits)
+    own = own_class(labels, logits, "MART")
     check_range("kl_weight", kl_weight, 0.0, float("inf"))
     check_reduction(reduction)
     dtype = widest(logits, target_logits)
-    own = torch.arange(logits.shape[-1], device=logits.device) == labels.unsqueeze(-1)
     misclassified = torch.softmax(target_logits.to(dtype), -1).masked_fill(own, 0.0).sum(-1)  # 1 - p_t[y]
     kl = kl_divergence(logits, target_logits, reduction="none")
     return reduce(_boosted_cross_entropy(logits.to(dtype), own) + kl_weight * misclassified * kl, reduction)
@@ -80,14 +79,4 @@ def _boosted_cross_entropy(logits: Tensor, own: Tensor) -> Tensor:
     log_p = torch.log_softmax(logits, -1)
     strongest = log_p.masked_fill(own, -torch.inf).argmax(-1, keepdim=True)
     wrong = torch.zeros_like(own).scatter(-1, strongest, True) & ~own
-    return -log_p.masked_fill(~own, 0.0).sum(-1) - log_p.masked_fill(wrong, -torch.inf).logsumexp(-1)
-
-
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
-    if not isinstance(labels, Tensor) or labels.is_floating_point():
-        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(
-            f"`labels` expected class indices (integers) of the shape {tuple(logits.shape[:-1])}, got {got}; MART has "
-            "no form for soft labels, so leave mixup and cutmix out"
-        )
-    check_integer_labels(labels, logits.shape[:-1], logits.shape[-1])
+    return -log_own(log_p, own) - log_p.masked_fill(wrong, -torch.inf).logsumexp(-1)

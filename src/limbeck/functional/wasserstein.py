@@ -13,7 +13,6 @@ from torch import Tensor
 
 from limbeck.functional._check import (
     Reduction,
-    check_integer_labels,
     check_pair,
     check_positive,
     check_reduction,
@@ -21,6 +20,7 @@ from limbeck.functional._check import (
     reduce,
     widest,
 )
+from limbeck.functional._rest import own_class
 from limbeck.functional.kl import tempered
 
 Mode = Literal["log", "published"]
@@ -243,8 +243,7 @@ def wkd_terms(
     absent = torch.isneginf(student) & torch.isneginf(target)
     own = torch.zeros_like(absent)
     if separate_target:
-        _check_labels(labels, logits)
-        own = torch.arange(logits.shape[-1], device=logits.device) == labels.unsqueeze(-1)
+        own = own_class(labels, logits, "setting one class apart", "say `separate_target=False`")
     log_a, log_b = (_log_softmax_without(absent | own, x, temperature) for x in (student, target))
     transport = transport_cost(log_a, log_b, kernel, iterations, mode)
     p = torch.softmax(target.detach(), -1).masked_fill(~own, 0.0)
@@ -257,17 +256,6 @@ def _log_softmax_without(absent: Tensor, logits: Tensor, temperature: float | Te
     none = absent.all(-1, keepdim=True)
     kept = logits.masked_fill(absent, -torch.inf).masked_fill(none, 0.0)
     return torch.log_softmax(tempered(kept, temperature), -1).masked_fill(absent, -torch.inf)
-
-
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
-    """Integer labels, one per sample."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point():
-        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(
-            f"`labels` expected class indices (integers) of the shape {tuple(logits.shape[:-1])}, got {got}; setting "
-            "one class apart has no form for soft labels, so leave mixup and cutmix out or say `separate_target=False`"
-        )
-    check_integer_labels(labels, logits.shape[:-1], logits.shape[-1])
 
 
 def check_transport(reg: float, iterations: int, mode: str) -> None:
