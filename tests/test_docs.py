@@ -6,6 +6,8 @@ import importlib.util
 import inspect
 import os
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -132,11 +134,13 @@ def test_the_recipe_on_its_page_is_a_recipe():
 
 def test_the_commands_of_the_pages_name_recipes_and_options_that_exist():
     blocks = [block for page in PAGES for block in code_of(page, "console")]
-    lines = re.findall(r"^\$ limbeck (?:train|compare|recipes) (\S+)(.*)", "".join(blocks), flags=re.MULTILINE)
+    commands = "".join(blocks).replace("\\\n", " ")  # a line may go on
+    lines = re.findall(r"^\$ limbeck (?:train|compare|recipes) (\S+)(.*)", commands, flags=re.MULTILINE)
     named = [(name, rest) for name, rest in lines if "/" in name]
     assert len(named) >= 3
     for name, rest in named:
-        recipe = load_recipe(name, re.findall(r"--set (\S+)", rest))
+        words = shlex.split(rest, comments=True)
+        recipe = load_recipe(name, [after for word, after in pairwise(words) if word == "--set"])
         rows = re.findall(r"--losses (\S+)", rest)
         assert set(",".join(rows).split(",")) <= {"", *recipe.compare.contenders}
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import twins
 from torch import Tensor
+from twins import gradients
 
 from limbeck import functional
 
@@ -23,10 +24,6 @@ def batch(samples: int = 7, classes: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     student, target = (2 * torch.randn(samples, classes, generator=generator, dtype=torch.float64) for _ in range(2))
     return student.requires_grad_(), target.requires_grad_()
-
-
-def gradients(value: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(value, inputs, retain_graph=True)
 
 
 @pytest.mark.parametrize("classes", [2, 5, 100])

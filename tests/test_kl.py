@@ -9,6 +9,7 @@ import pytest
 import torch
 import twins
 from torch import Tensor
+from twins import gradients
 
 from limbeck import functional
 
@@ -39,10 +40,6 @@ def logits(samples: int = 6, classes: int = 5, seed: int = 0) -> tuple[Tensor, T
     generator = torch.Generator().manual_seed(seed)
     draw = [3 * torch.randn(samples, classes, generator=generator, dtype=torch.float64) for _ in range(2)]
     return draw[0].requires_grad_(), draw[1].requires_grad_()
-
-
-def gradients(value: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(value, inputs, retain_graph=True)
 
 
 @pytest.mark.parametrize("name", PAIRS)

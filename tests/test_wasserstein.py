@@ -12,6 +12,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from twins import gradients
 
 from limbeck import WKDLogitLoss, functional
 
@@ -77,10 +78,6 @@ def batch(samples: int = 6, classes: int = 7, seed: int = 0) -> tuple[Tensor, Te
     cost = ((cost + cost.T) / 2).fill_diagonal_(0)
     labels = torch.randint(classes, (samples,), generator=draw)
     return student.requires_grad_(), target.requires_grad_(), labels, cost
-
-
-def gradients(value: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(value, inputs, retain_graph=True)
 
 
 def gap(got: Tensor, wanted: Tensor) -> float:
