@@ -24,11 +24,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("temprature", ["name", "temperature"])
     'did you mean `temperature`?'
+    >>> did_you_mean("eps", ["steps", "epsilon"])
+    'did you mean `epsilon`?'
     >>> did_you_mean("lr", ["name", "momentum"])
     'expected one of `name`, `momentum`'
     """
     spellings = {option.lower(): option for option in known}
-    nearest = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.55)
+    begun = [option for option in spellings if len(word) > 1 and option.startswith(word.lower())]
+    nearest = begun[:1] or difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.55)
     if nearest:
         return f"did you mean `{spellings[nearest[0]]}`?"
     return "expected one of " + ", ".join(f"`{option}`" for option in spellings.values())
