@@ -57,10 +57,17 @@ class Options(BaseModel):
         return data
 
 
+# What a loss is called with. `indices`: the samples' places in the training split; `head`: the linear classifier.
+Input = Literal["logits", "target_logits", "labels", "features", "target_features", "indices", "head", "target_head"]
+
+
 class TermOptions(Options):
     """What every term of the objective has, whatever its loss."""
 
     formula: ClassVar[str]  # per sample: p_t teacher, p_s student
+    paper: ClassVar[str]  # where it comes from
+    cost: ClassVar[str] = "N·C"  # arithmetic, and memory if it is more, beside the forward passes
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels")
     name: str
     weight: NonNegative = Field(1.0, description="Factor of the term.")
     warmup_epochs: NonNegative = Field(
@@ -77,10 +84,33 @@ class TermOptions(Options):
     )
 
 
+def feature_names(*names: str) -> Any:
+    """Return the field `features` of a term whose method usually looks at these layers."""
+    return Field(
+        names,
+        min_length=1,
+        description="Layers of the student: stages (all but the stem), last, hint (the second stage), pooled, the name "
+        "of a stage such as stage2, or a module's dotted path; `:input` behind it is what goes into the module, "
+        "`:preactivation` behind stages, last or a stage its map before the activation.",
+    )
+
+
+class FeatureTerm(TermOptions):
+    """What every term between features has."""
+
+    inputs: ClassVar[tuple[Input, ...]] = ("features", "target_features")
+    features: tuple[str, ...] = feature_names("stages")
+    target_features: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="Layers of the teacher, paired with the student's in order; by default the same names."
+    )
+
+
 class CrossEntropyTerm(TermOptions):
     """Cross-entropy with the labels."""
 
     formula: ClassVar[str] = "−log p_s[y]"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "labels")
+    paper: ClassVar[str] = "Good 1952; label smoothing: arXiv 1512.00567"
     name: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Mass moved to the uniform distribution."
@@ -91,6 +121,7 @@ class KLTerm(TermOptions):
     """KL(teacher || student). Hinton's distillation has `scale_by_t2: true`."""
 
     formula: ClassVar[str] = "Σ p_t log(p_t / p_s)"
+    paper: ClassVar[str] = "Hinton et al., arXiv 1503.02531"
     name: Literal["kl"] = "kl"
     temperature: Positive = Field(1.0, description="Divides both logits.")
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
@@ -100,6 +131,7 @@ class ReverseKLTerm(TermOptions):
     """KL(student || teacher)."""
 
     formula: ClassVar[str] = "Σ p_s log(p_s / p_t)"
+    paper: ClassVar[str] = "Kullback, Leibler 1951; MiniLLM, arXiv 2306.08543"
     name: Literal["reverse_kl"] = "reverse_kl"
     temperature: Positive = Field(1.0, description="Divides both logits.")
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
@@ -109,6 +141,7 @@ class JSTerm(TermOptions):
     """Generalised Jensen-Shannon divergence."""
 
     formula: ClassVar[str] = "β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m),  m = β p_t + (1 − β) p_s"
+    paper: ClassVar[str] = "Lin 1991; GKD, arXiv 2306.13649"
     name: Literal["js"] = "js"
     beta: Fraction = Field(0.5, description="Share of the teacher in the mixture; 0 is KL, 1 is reverse KL.")
     temperature: Positive = Field(1.0, description="Divides both logits.")
@@ -119,6 +152,7 @@ class DKLTerm(TermOptions):
     """Decoupled KL: the gradients of KL, in two parts with a weight each."""
 
     formula: ClassVar[str] = "mse_weight · ¼ ΣΣ w_i w_j (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
+    paper: ClassVar[str] = "arXiv 2305.13948"
     name: Literal["dkl"] = "dkl"
     prior: Literal["class", "sample"] = Field(
         "sample", description="Weights of the MSE: class means, or the sample's own softmax."
@@ -134,6 +168,7 @@ class IKLTerm(TermOptions):
     """Improved KL (arXiv 2305.13948)."""
 
     formula: ClassVar[str] = "mse_weight · ¼ ΣΣ w_i w_j (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
+    paper: ClassVar[str] = "arXiv 2305.13948, NeurIPS 2024"
     name: Literal["ikl"] = "ikl"
     prior: Literal["class", "sample"] = Field(
         "class", description="Weights of the MSE: class means, or the sample's own softmax."
@@ -152,6 +187,7 @@ class GKLTerm(TermOptions):
     """Generalised KL (arXiv 2503.08038)."""
 
     formula: ClassVar[str] = "mse_weight · ¼ ΣΣ (w_i w_j)^weight_power (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
+    paper: ClassVar[str] = "arXiv 2503.08038"
     name: Literal["gkl"] = "gkl"
     prior: Literal["class", "sample"] = Field(
         "class", description="Weights of the MSE: class means, or the sample's own softmax."
@@ -173,6 +209,7 @@ class MARTTerm(TermOptions):
     """MART (ICLR 2020): boosted cross-entropy, and KL weighted by the misclassification of the clean image."""
 
     formula: ClassVar[str] = "−log p_s[y] − log(1 − max p_s[k≠y]) + kl_weight · (1 − p_t[y]) Σ p_t log(p_t / p_s)"
+    paper: ClassVar[str] = "Wang et al., ICLR 2020"
     name: Literal["mart"] = "mart"
     kl_weight: NonNegative = Field(5.0, description="Factor of the weighted KL; 5 or 6 in the paper's code.")
 
@@ -181,6 +218,7 @@ class LogitMSETerm(TermOptions):
     """Mean squared difference of logits."""
 
     formula: ClassVar[str] = "1/C Σ (z_s − z_t)²"
+    paper: ClassVar[str] = "LBGAT, arXiv 2011.11164, ICCV 2021"
     name: Literal["logit_mse"] = "logit_mse"
 
 

@@ -10,8 +10,8 @@ from limbeck.functional._check import Reduction, check_positive, check_reduction
 class DivergenceLoss(nn.Module):
     """Base of the losses: `loss(logits, target_logits, labels=None)`.
 
-    A loss with a memory overrides the three calls below; for others they do nothing, so that a loop can make them
-    whatever its loss is. `forward` changes no state and runs no collective.
+    A loss with a memory or a schedule overrides the calls below; for others they do nothing, so that a loop can make
+    them whatever its loss is. `forward` changes no state and runs no collective.
     """
 
     reduction: Reduction
@@ -20,6 +20,9 @@ class DivergenceLoss(nn.Module):
         super().__init__()
         check_reduction(reduction)
         self.reduction = reduction
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the loss the epoch that begins, counted from 1. Only a loss with a schedule of its own listens."""
 
     def observe(self, target_logits: Tensor, labels: Tensor) -> None:
         """Take in a batch's target predictions, (N, C), by label. No gradient."""
