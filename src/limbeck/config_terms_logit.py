@@ -1,0 +1,72 @@
+"""The terms between logits that the papers' tables compare with. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from limbeck.config_terms import Input, NonNegative, Positive, TermOptions
+
+
+class DKDTerm(TermOptions):
+    """DKD, decoupled distillation: the label's class against the rest, and the rest among themselves."""
+
+    formula: ClassVar[str] = "T² (target_weight · KL(b_t ‖ b_s) + rest_weight · KL(p̂_t ‖ p̂_s)),  b = (p[y], 1 − p[y])"
+    paper: ClassVar[str] = "arXiv 2203.08679, CVPR 2022"
+    name: Literal["dkd"] = "dkd"
+    target_weight: NonNegative = Field(1.0, description="The paper's alpha: factor of the label against the rest.")
+    rest_weight: NonNegative = Field(
+        8.0, description="The paper's beta: factor of the rest among themselves; published from 0.5 to 8, by pair."
+    )
+    temperature: Positive = Field(4.0, description="Divides both logits.")
+    scale_by_t2: bool = Field(True, description="Multiply by the squared temperature.")
+
+
+class NKDTerm(TermOptions):
+    """NKD, normalised distillation: the label's likelihood by the teacher's belief in it, and the rest renormalised."""
+
+    formula: ClassVar[str] = "−target_weight · p_t[y] log p_s[y] − rest_weight · T² Σ_{k≠y} p̂_t log p̂_s"
+    paper: ClassVar[str] = "arXiv 2303.13005, ICCV 2023"
+    name: Literal["nkd"] = "nkd"
+    target_weight: NonNegative = Field(1.0, description="Factor of the label's likelihood, at temperature 1.")
+    rest_weight: NonNegative = Field(1.5, description="The paper's gamma: factor of the part among the other classes.")
+    temperature: Positive = Field(1.0, description="Divides both logits in the part among the other classes.")
+    scale_by_t2: bool = Field(True, description="Multiply that part by the squared temperature.")
+    subtract_entropy: bool = Field(
+        False, description="KL in place of the cross-entropy in that part: another value, the same gradient."
+    )
+
+
+class TTMTerm(TermOptions):
+    """TTM, transformed teacher matching: a temperature on the teacher alone; WTTM if `weighted`."""
+
+    formula: ClassVar[str] = "U · KL(p_t^g / Σ p_t^g ‖ p_s),  U = 1, or Σ p_t^g if weighted"
+    paper: ClassVar[str] = "arXiv 2402.11148, ICLR 2024"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
+    name: Literal["ttm"] = "ttm"
+    power: Positive = Field(0.1, description="The paper's g: one over the teacher's temperature; no squared factor.")
+    weighted: bool = Field(False, description="WTTM: multiply each sample by the sum of the teacher's powers.")
+
+
+class DISTTerm(TermOptions):
+    """DIST: Pearson distance of the probabilities, over the classes and over the batch."""
+
+    formula: ClassVar[str] = "T² (inter_weight (1 − r(p_s[n], p_t[n])) + intra_weight / C Σ_c (1 − r(p_s[:c], p_t[:c])))"
+    paper: ClassVar[str] = "arXiv 2205.10536, NeurIPS 2022"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
+    name: Literal["dist"] = "dist"
+    inter_weight: NonNegative = Field(1.0, description="Factor of the distance over the classes of a sample.")
+    intra_weight: NonNegative = Field(
+        1.0, description="Factor of the distance over the batch, of each class; 0 for no coupling of samples."
+    )
+    temperature: Positive = Field(1.0, description="Divides both logits.")
+    scale_by_t2: bool = Field(True, description="Multiply by the squared temperature, as the public code does.")
+
+
+LOGIT_TERMS: dict[str, type[TermOptions]] = {
+    "dkd": DKDTerm,
+    "nkd": NKDTerm,
+    "ttm": TTMTerm,
+    "dist": DISTTerm,
+}
