@@ -10,8 +10,9 @@ from torch import Tensor
 from twins import gradients, labelled_batch
 
 from limbeck import functional
+from limbeck.functional.one_for_all import ofa_loss
 
-LOSSES = {"MART": functional.mart_loss, "DKD": functional.dkd_divergence, "NKD": functional.nkd_loss}
+LOSSES = {"MART": functional.mart_loss, "DKD": functional.dkd_divergence, "NKD": functional.nkd_loss, "OFA": ofa_loss}
 Loss = Callable[..., Tensor]
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from limbeck.config_terms import Input, NonNegative, Positive, TermOptions
+from limbeck.config_terms import FeatureTerm, Input, NonNegative, Positive, TermOptions
 
 
 class DKDTerm(TermOptions):
@@ -52,7 +52,7 @@ class TTMTerm(TermOptions):
 class DISTTerm(TermOptions):
     """DIST: Pearson distance of the probabilities, over the classes and over the batch."""
 
-    formula: ClassVar[str] = "T² (inter_weight (1 − r(p_s[n], p_t[n])) + intra_weight / C Σ_c (1 − r(p_s[:c], p_t[:c])))"
+    formula: ClassVar[str] = "T² (inter_weight (1 − r(rows)) + intra_weight (1 − r(columns))),  r: Pearson of p_s, p_t"
     paper: ClassVar[str] = "arXiv 2205.10536, NeurIPS 2022"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
     name: Literal["dist"] = "dist"
@@ -64,9 +64,30 @@ class DISTTerm(TermOptions):
     scale_by_t2: bool = Field(True, description="Multiply by the squared temperature, as the public code does.")
 
 
+class OFATerm(FeatureTerm):
+    """OFA, one for all: a soft cross-entropy that boosts the label, of the logits and of an exit head on each stage."""
+
+    formula: ClassVar[str] = "ℓ(z_s) + Σ_i ℓ(h_i(f_i)),  ℓ(z) = −Σ_k ((p_t[k] + 1[k=y])^power − 1[k=y]) log p_z[k]"
+    paper: ClassVar[str] = "arXiv 2310.19444, NeurIPS 2023"
+    cost: ClassVar[str] = "layers · N·C; exit heads, trainable"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels", "features")
+    name: Literal["ofa"] = "ofa"
+    power: Positive = Field(1.0, description="The paper's epsilon or gamma: boost of the label; published 1 and 1.5.")
+    mode: Literal["code", "paper"] = Field(
+        "code", description="The public code raises the other classes to the power too; the paper does not."
+    )
+    temperature: Positive = Field(1.0, description="Divides both logits; no squared factor.")
+    logit_weight: NonNegative = Field(1.0, description="Factor of the loss of the student's logits.")
+    exit_weight: NonNegative = Field(1.0, description="Factor of the loss of each exit; 0 builds no heads.")
+    width: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Channels before each exit's linear layer; by default those of the last features."
+    )
+
+
 LOGIT_TERMS: dict[str, type[TermOptions]] = {
     "dkd": DKDTerm,
     "nkd": NKDTerm,
     "ttm": TTMTerm,
     "dist": DISTTerm,
+    "ofa": OFATerm,
 }
