@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from limbeck import DISTLoss, DKDLoss, NKDLoss, TTMLoss
 from limbeck.config_terms import FeatureTerm, TermOptions
 from limbeck.config_terms_logit import LOGIT_TERMS
+from limbeck.losses.curriculum import CTKDLoss
 from limbeck.losses.one_for_all import OFALoss
 
 TERMS = LOGIT_TERMS
@@ -19,6 +20,7 @@ CONSTRUCTORS = {
     "ttm": TTMLoss,
     "dist": DISTLoss,
     "ofa": OFALoss,
+    "ctkd": CTKDLoss,
 }
 RUN = ("num_classes", "shapes")  # what the run knows
 

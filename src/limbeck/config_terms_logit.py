@@ -84,10 +84,27 @@ class OFATerm(FeatureTerm):
     )
 
 
+class CTKDTerm(TermOptions):
+    """CTKD, curriculum temperature: KL at a temperature that trains against the student."""
+
+    formula: ClassVar[str] = "τ² KL(p_t^τ ‖ p_s^τ),  τ = min_temperature + temperature_range · sigmoid(g),  g ascends"
+    paper: ClassVar[str] = "arXiv 2211.16231, AAAI 2023"
+    cost: ClassVar[str] = "N·C; one number, trainable"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
+    name: Literal["ctkd"] = "ctkd"
+    min_temperature: Positive = Field(1.0, description="The temperature does not fall below it.")
+    temperature_range: Positive = Field(20.0, description="The temperature stays below the sum of both.")
+    ramp_epochs: NonNegative = Field(
+        10.0, description="Epochs in which the reversal of the gradient reaches its whole strength; published 10 and 5."
+    )
+    scale_by_t2: bool = Field(True, description="Multiply by the squared temperature, which then pulls at it too.")
+
+
 LOGIT_TERMS: dict[str, type[TermOptions]] = {
     "dkd": DKDTerm,
     "nkd": NKDTerm,
     "ttm": TTMTerm,
     "dist": DISTTerm,
     "ofa": OFATerm,
+    "ctkd": CTKDTerm,
 }
