@@ -6,7 +6,7 @@ are part of the loss: ten, the published number, are far from convergence.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -21,10 +21,8 @@ from limbeck.functional._check import (
     widest,
 )
 from limbeck.functional._rest import own_class
+from limbeck.functional._sweeps import Gradient, Kernel, Mode, Sweeps, gibbs_kernel, transport_cost
 from limbeck.functional.kl import tempered
-
-Mode = Literal["log", "published"]
-FLOOR = 1e-8  # of the published code: on every entry of the cost and in every denominator
 
 
 class WKDTerms(NamedTuple):
@@ -32,58 +30,6 @@ class WKDTerms(NamedTuple):
 
     target: Tensor
     transport: Tensor
-
-
-class Kernel(NamedTuple):
-    """exp(-cost / reg) and its product with the cost, both (C, C)."""
-
-    kernel: Tensor
-    kernel_cost: Tensor
-
-
-def gibbs_kernel(cost: Tensor, reg: float, mode: Mode) -> Kernel:
-    """Make what the sweeps need of a cost; the published mode floors it as the paper's code does."""
-    cost = cost.detach()
-    if mode == "published":
-        cost = cost.relu() + FLOOR
-    kernel = torch.exp(-cost / reg)
-    return Kernel(kernel, kernel * cost)
-
-
-def transport_cost(log_a: Tensor, log_b: Tensor, kernel: Kernel, iterations: int, mode: Mode) -> Tensor:
-    """Per sample sum_ij Q_ij c_ij after the sweeps; a class at -inf on both sides takes no part, not even in the start.
-
-    Without any class the cost is 0.
-    """
-    absent = torch.isneginf(log_a) & torch.isneginf(log_b)
-    none = absent.all(-1, keepdim=True)
-    log_start = torch.zeros_like(log_a).masked_fill(absent & ~none, -torch.inf)
-    log_start = log_start - (~absent).sum(-1, keepdim=True).clamp_min(1).to(log_a.dtype).log()
-    log_a, log_b = log_a.masked_fill(none, 0.0), log_b.masked_fill(none, 0.0)
-    sweep = _log_sweeps if mode == "log" else _published_sweeps
-    return sweep(log_a, log_b, log_start, kernel, iterations).masked_fill(none.squeeze(-1), 0.0)
-
-
-def _shifted(log_x: Tensor) -> Tensor:
-    """exp(log_x), a row's largest entry at 1. The other potential takes up a row's factor, so none has to be kept."""
-    return (log_x - log_x.detach().amax(-1, keepdim=True)).exp()
-
-
-def _log_sweeps(log_a: Tensor, log_b: Tensor, log_u: Tensor, kernel: Kernel, iterations: int) -> Tensor:
-    k = kernel.kernel
-    for _ in range(iterations):
-        v = _shifted(log_b - (_shifted(log_u) @ k).log())
-        kv = v @ k.mT
-        log_u = log_a - kv.log()
-    return (log_a.exp() * ((v @ kernel.kernel_cost.mT) / kv)).sum(-1)  # u = a / (K v)
-
-
-def _published_sweeps(log_a: Tensor, log_b: Tensor, log_u: Tensor, kernel: Kernel, iterations: int) -> Tensor:
-    a, b, u, k = log_a.exp(), log_b.exp(), log_u.exp(), kernel.kernel
-    for _ in range(iterations):
-        v = b / (u @ k + FLOOR)
-        u = a / (v @ k.mT + FLOOR)
-    return (u * (v @ kernel.kernel_cost.mT)).sum(-1)
 
 
 @full_precision
@@ -95,6 +41,7 @@ def sinkhorn(
     reg: float = 0.05,
     iterations: int = 10,
     mode: Mode = "log",
+    gradient: Gradient = "unrolled",
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cost of moving one class distribution to another, by a fixed number of Sinkhorn sweeps over one shared cost.
@@ -116,6 +63,11 @@ def sinkhorn(
         mode: "log" keeps log u and log v, two matrix products a sweep, stable down to `cost` = 80 `reg` in float32.
             "published" is the formula of the paper's code: it adds 1e-8 to the cost and to each denominator, which
             counts where the kernel is as small (cost / reg above about 14).
+        gradient: "unrolled" goes back through the sweeps as they were: exact after any number of them. "implicit", in
+            log mode only, is the gradient of what the sweeps come to, by the implicit function theorem. It means
+            something only after many sweeps (hundreds; at ten it is not the gradient of the value), where it agrees
+            with the unrolled one and keeps (*, C) numbers however many sweeps there are. A weight that was tuned with
+            ten sweeps has to be tuned again.
         reduction: "none" (*), "mean" over all leading axes, or "sum".
 
     Returns:
@@ -127,7 +79,10 @@ def sinkhorn(
         ValueError: shapes differ or are empty; an option out of range; unknown mode or reduction.
 
     Gradient:
-        To both sides through all sweeps, all orders; none to `cost`.
+        To both sides, all orders when unrolled; none to `cost`. Implicit: first order, by conjugate gradients, as many
+        steps as sweeps and at most C; a side's gradient is known up to a multiple of its probabilities, which no
+        softmax passes on, and the one given to `log_probs` sums to 0. Asking for second derivatives raises, but
+        `torch.func` and `torch.compile` take them for 0.
 
     Example:
         >>> import torch
@@ -142,11 +97,12 @@ def sinkhorn(
     """
     check_pair(log_probs, target_log_probs, names=("log_probs", "target_log_probs"))
     _check_cost(cost, log_probs.shape[-1])
-    check_transport(reg, iterations, mode)
+    check_transport(reg, iterations, mode, gradient)
     check_reduction(reduction)
     dtype = widest(log_probs, target_log_probs)
     kernel = gibbs_kernel(cost.to(dtype), reg, mode)
-    return reduce(transport_cost(log_probs.to(dtype), target_log_probs.to(dtype), kernel, iterations, mode), reduction)
+    sweeps = Sweeps(iterations, mode, gradient)
+    return reduce(transport_cost(log_probs.to(dtype), target_log_probs.to(dtype), kernel, sweeps), reduction)
 
 
 def wkd_logit(
@@ -160,6 +116,7 @@ def wkd_logit(
     iterations: int = 10,
     separate_target: bool = True,
     mode: Mode = "log",
+    gradient: Gradient = "unrolled",
     reduction: Reduction = "mean",
 ) -> WKDTerms:
     r"""Logit distillation by transport (WKD-L): the label's class by cross-entropy, the other classes by `sinkhorn`.
@@ -184,6 +141,7 @@ def wkd_logit(
         iterations: number of sweeps, at least 1.
         separate_target: `False` transports the softmax over all classes, and the target term is 0 (an ablation).
         mode: "log", or "published" with its floors of 1e-8; see `sinkhorn`.
+        gradient: "unrolled" through the sweeps, or "implicit", that of their limit; see `sinkhorn`.
         reduction: "none" (*), "mean" over all leading axes, or "sum"; of both terms.
 
     Returns:
@@ -195,7 +153,7 @@ def wkd_logit(
 
     Gradient:
         `target`: to `logits`; the target's probability is detached. `transport`: to both sides and a tensor
-        `temperature`, all orders, exactly 0 to the label's logit; none to `cost`.
+        `temperature`, all orders when unrolled, exactly 0 to the label's logit; none to `cost`.
 
     Example:
         >>> import torch
@@ -209,46 +167,53 @@ def wkd_logit(
     check_pair(logits, target_logits)
     _check_cost(cost, logits.shape[-1])
     check_positive("temperature", temperature)
-    check_transport(reg, iterations, mode)
+    check_transport(reg, iterations, mode, gradient)
     check_reduction(reduction)
-    return wkd_terms(
-        logits,
-        target_logits,
-        labels,
-        gibbs_kernel(cost.to(widest(logits, target_logits)), reg, mode),
-        temperature=temperature,
-        iterations=iterations,
-        separate_target=separate_target,
-        mode=mode,
-        reduction=reduction,
+    kernel = gibbs_kernel(cost.to(widest(logits, target_logits)), reg, mode)
+    sweeps = Sweeps(iterations, mode, gradient)
+    options: Any = {"temperature": temperature, "separate_target": separate_target, "reduction": reduction}
+    return WKDTerms(
+        wkd_target(logits, target_logits, labels, separate_target=separate_target, reduction=reduction),
+        wkd_transport(logits, target_logits, labels, kernel, sweeps, **options),
     )
 
 
 @full_precision
-def wkd_terms(
+def wkd_target(
+    logits: Tensor, target_logits: Tensor, labels: Tensor, *, separate_target: bool, reduction: Reduction
+) -> Tensor:
+    """The first term of `wkd_logit`, its options checked; 0 unless `separate_target`."""
+    dtype = widest(logits, target_logits)
+    student, target = logits.to(dtype), target_logits.detach().to(dtype)
+    p = torch.softmax(target, -1).masked_fill(~_set_apart(labels, logits, separate_target), 0.0)
+    return reduce(-(p * torch.log_softmax(student, -1).masked_fill(p == 0, 0.0)).sum(-1), reduction)
+
+
+@full_precision
+def wkd_transport(
     logits: Tensor,
     target_logits: Tensor,
     labels: Tensor,
     kernel: Kernel,
+    sweeps: Sweeps,
     *,
     temperature: float | Tensor,
-    iterations: int,
     separate_target: bool,
-    mode: Mode,
     reduction: Reduction,
-) -> WKDTerms:
-    """`wkd_logit` with its options checked and the kernel at hand."""
+) -> Tensor:
+    """The second term of `wkd_logit`, with its options checked and the kernel at hand."""
     dtype = widest(logits, target_logits)
     student, target = logits.to(dtype), target_logits.to(dtype)
-    absent = torch.isneginf(student) & torch.isneginf(target)
-    own = torch.zeros_like(absent)
-    if separate_target:
-        own = own_class(labels, logits, "setting one class apart", "say `separate_target=False`")
-    log_a, log_b = (_log_softmax_without(absent | own, x, temperature) for x in (student, target))
-    transport = transport_cost(log_a, log_b, kernel, iterations, mode)
-    p = torch.softmax(target.detach(), -1).masked_fill(~own, 0.0)
-    cross_entropy = -(p * torch.log_softmax(student, -1).masked_fill(p == 0, 0.0)).sum(-1)
-    return WKDTerms(reduce(cross_entropy, reduction), reduce(transport, reduction))
+    absent = torch.isneginf(student) & torch.isneginf(target) | _set_apart(labels, logits, separate_target)
+    log_a, log_b = (_log_softmax_without(absent, x, temperature) for x in (student, target))
+    return reduce(transport_cost(log_a, log_b, kernel, sweeps), reduction)
+
+
+def _set_apart(labels: Tensor, logits: Tensor, separate_target: bool) -> Tensor:
+    """(*, C), True at each sample's label, or nowhere."""
+    if not separate_target:
+        return torch.zeros_like(logits, dtype=torch.bool)
+    return own_class(labels, logits, "setting one class apart", "say `separate_target=False`")
 
 
 def _log_softmax_without(absent: Tensor, logits: Tensor, temperature: float | Tensor) -> Tensor:
@@ -258,7 +223,7 @@ def _log_softmax_without(absent: Tensor, logits: Tensor, temperature: float | Te
     return torch.log_softmax(tempered(kept, temperature), -1).masked_fill(absent, -torch.inf)
 
 
-def check_transport(reg: float, iterations: int, mode: str) -> None:
+def check_transport(reg: float, iterations: int, mode: str, gradient: str) -> None:
     """The options of the sweeps."""
     if isinstance(reg, Tensor):
         raise TypeError("`reg` expected a number above 0, got a tensor; convert it with `float(reg)`")
@@ -267,6 +232,10 @@ def check_transport(reg: float, iterations: int, mode: str) -> None:
         raise ValueError(f"`iterations` expected a whole number of at least 1, got {iterations!r}; published: 10")
     if mode not in get_args(Mode):
         raise ValueError(f"`mode` expected 'log' or 'published', got {mode!r}")
+    if gradient not in get_args(Gradient):
+        raise ValueError(f"`gradient` expected 'unrolled' or 'implicit', got {gradient!r}")
+    if gradient == "implicit" and mode == "published":
+        raise ValueError("`gradient` expected 'unrolled' in mode 'published', got 'implicit'; take `mode='log'`")
 
 
 def _check_cost(cost: Tensor, num_classes: int) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import PathLike
 
 import torch
 from torch import Tensor
 
-from limbeck.functional import WKDTerms
+from limbeck.functional import WKDTerms, _sweeps
 from limbeck.functional import wasserstein as transport
 from limbeck.functional._check import Reduction, check_pair, check_positive, check_range, widest
 from limbeck.losses.base import DivergenceLoss
@@ -24,14 +25,17 @@ class WKDLogitLoss(DivergenceLoss):
 
     Args:
         cost: (C, C), not negative, symmetric, diagonal 0: how dear it is to take one class for another. With c the
-            largest, c / `reg` is at most 80. It is kept as a buffer, with the kernel and kernel times cost.
+            largest, c / `reg` is at most 80. Or the path of a safetensors file with a tensor of that name. It is kept
+            as a buffer, with the kernel and kernel times cost. One number off the diagonal makes sweeps of O(N C).
         temperature: T > 0, divides both logits in the transport.
         reg: entropic regularisation, above 0.
         iterations: number of sweeps; ten, as published, are far from convergence.
         separate_target: set the label's class apart; `False` transports all classes and has no target term.
         mode: "log", or "published" with its floors of 1e-8.
-        target_weight: factor of the target term, at least 0.
-        transport_weight: factor of the transport, at least 0; lambda in the paper.
+        gradient: "unrolled" through the sweeps, or "implicit", that of their limit: only for hundreds of sweeps, and
+            the weight has to be tuned again.
+        target_weight: factor of the target term, at least 0; 0 leaves it out.
+        transport_weight: factor of the transport, at least 0; lambda in the paper; 0 leaves the sweeps out.
         reduction: "none", "mean" or "sum".
 
     Gradient:
@@ -53,33 +57,39 @@ class WKDLogitLoss(DivergenceLoss):
 
     def __init__(
         self,
-        cost: Tensor,
+        cost: Tensor | str | PathLike[str],
         *,
-        temperature: float,
+        temperature: float = 4.0,
         reg: float = 0.05,
         iterations: int = 10,
         separate_target: bool = True,
-        mode: transport.Mode = "log",
+        mode: _sweeps.Mode = "log",
+        gradient: _sweeps.Gradient = "unrolled",
         target_weight: float = 1.0,
         transport_weight: float = 1.0,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
         check_positive("temperature", temperature)
-        transport.check_transport(reg, iterations, mode)
+        transport.check_transport(reg, iterations, mode, gradient)
         check_range("target_weight", target_weight, 0.0, float("inf"))
         check_range("transport_weight", transport_weight, 0.0, float("inf"))
-        self.temperature, self.reg, self.iterations = temperature, reg, iterations
-        self.separate_target, self.mode = separate_target, mode
+        self.temperature, self.reg, self.separate_target = temperature, reg, separate_target
+        self.sweeps = _sweeps.Sweeps(iterations, mode, gradient)
         self.target_weight, self.transport_weight = target_weight, transport_weight
-        self.register_buffer("cost", _checked(cost, reg))
+        self.register_buffer("cost", _checked(_read(cost) if isinstance(cost, str | PathLike) else cost, reg))
         self._make_kernel()
-        self.register_load_state_dict_post_hook(_make_kernel_of)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_take_loaded)  # type: ignore[no-untyped-call]
 
     def _make_kernel(self) -> None:
         """In float32, which is what trains; others are made of the cost on call."""
-        for name, value in transport.gibbs_kernel(self.cost.float(), self.reg, self.mode)._asdict().items():
+        self._uniform = _is_uniform(self.cost)
+        for name, value in self._kernel_of(self.cost.float())._asdict().items():
             self.register_buffer(name, value, persistent=False)
+
+    def _kernel_of(self, cost: Tensor) -> _sweeps.Kernel:
+        """A uniform cost needs two numbers, and no product."""
+        return _sweeps.gibbs_kernel(cost[0, :2] if self._uniform else cost, self.reg, self.sweeps.mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WKDLogitLoss:
         """Follow the module to another device, but to no other dtype: a half kernel would underflow."""
@@ -92,46 +102,88 @@ class WKDLogitLoss(DivergenceLoss):
         return self
 
     def forward(self, logits: Tensor, target_logits: Tensor, labels: Tensor) -> Tensor:
-        """Both logits (*, C); `labels` (*) integers."""
-        target, moved = self.terms(logits, target_logits, labels)
-        return self.target_weight * target + self.transport_weight * moved
+        """Both logits (*, C); `labels` (*) integers. A term whose weight is 0 is not computed."""
+        self._check(logits, target_logits)
+        inputs = logits, target_logits, labels
+        if not self.transport_weight:
+            return self.target_weight * self._target(*inputs)
+        moved = self.transport_weight * self._transport(*inputs)
+        return self.target_weight * self._target(*inputs) + moved if self.target_weight else moved
 
     def terms(self, logits: Tensor, target_logits: Tensor, labels: Tensor) -> WKDTerms:
         """Both terms without their weights: a schedule may fade the transport alone."""
+        self._check(logits, target_logits)
+        inputs = logits, target_logits, labels
+        return WKDTerms(self._target(*inputs), self._transport(*inputs))
+
+    def _check(self, logits: Tensor, target_logits: Tensor) -> None:
         check_pair(logits, target_logits)
         if logits.shape[-1] != len(self.cost):
             raise ValueError(
                 f"`logits` expected {len(self.cost)} classes, as many as `cost` has, got {tuple(logits.shape)}"
             )
-        return transport.wkd_terms(
+
+    def _target(self, logits: Tensor, target_logits: Tensor, labels: Tensor) -> Tensor:
+        split = self.separate_target
+        return transport.wkd_target(logits, target_logits, labels, separate_target=split, reduction=self.reduction)
+
+    def _transport(self, logits: Tensor, target_logits: Tensor, labels: Tensor) -> Tensor:
+        dtype = widest(logits, target_logits)
+        kernel = _sweeps.Kernel(self.kernel, self.kernel_cost)
+        if dtype != self.kernel.dtype:
+            kernel = self._kernel_of(self.cost.to(dtype))
+        return transport.wkd_transport(
             logits,
             target_logits,
             labels,
-            self._kernel_in(widest(logits, target_logits)),
+            kernel,
+            self.sweeps,
             temperature=self.temperature,
-            iterations=self.iterations,
             separate_target=self.separate_target,
-            mode=self.mode,
             reduction=self.reduction,
         )
-
-    def _kernel_in(self, dtype: torch.dtype) -> transport.Kernel:
-        if dtype == self.kernel.dtype:
-            return transport.Kernel(self.kernel, self.kernel_cost)
-        return transport.gibbs_kernel(self.cost.to(dtype), self.reg, self.mode)
 
     def extra_repr(self) -> str:
         """Return the options for `repr`."""
         return (
-            f"{len(self.cost)}, temperature={self.temperature}, reg={self.reg}, iterations={self.iterations}, "
-            f"separate_target={self.separate_target}, mode={self.mode!r}, target_weight={self.target_weight}, "
-            f"transport_weight={self.transport_weight}"
+            f"{len(self.cost)}, temperature={self.temperature}, reg={self.reg}, iterations={self.sweeps.iterations}, "
+            f"separate_target={self.separate_target}, mode={self.sweeps.mode!r}, gradient={self.sweeps.gradient!r}, "
+            f"target_weight={self.target_weight}, transport_weight={self.transport_weight}"
         )
 
 
-def _make_kernel_of(module: WKDLogitLoss, _: object) -> None:
-    """After a checkpoint brought another cost."""
+def _take_loaded(module: WKDLogitLoss, _: object) -> None:
+    """After a checkpoint brought another cost: the constructor's checks, and its kernel."""
+    checked = _checked(module.cost, module.reg)
+    with torch.no_grad():
+        module.cost.copy_(checked)
     module._make_kernel()
+
+
+def _read(path: str | PathLike[str]) -> Tensor:
+    """The tensor `cost` of a safetensors file."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(f'reading {path} needs `safetensors`: pip install "limbeck[cli]"') from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            if "cost" in names:
+                cost: Tensor = file.get_tensor("cost")
+                return cost
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"`cost` expected a safetensors file, got {path}: {error}") from error
+    raise ValueError(f"`cost` expected a file with a tensor named `cost`, got {path} with {', '.join(names) or 'none'}")
+
+
+def _is_uniform(cost: Tensor) -> bool:
+    """All entries off the diagonal, if any, are one number."""
+    if len(cost) < 2:
+        return False
+    off = ~torch.eye(len(cost), dtype=torch.bool, device=cost.device)
+    low, high = torch.aminmax(cost[off])
+    return bool(low == high) and not bool(cost.diagonal().any())
 
 
 def _checked(cost: Tensor, reg: float) -> Tensor:
