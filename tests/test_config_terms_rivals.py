@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from limbeck import DISTLoss, DKDLoss, NKDLoss, TTMLoss
 from limbeck.config_terms import FeatureTerm, TermOptions
 from limbeck.config_terms_logit import LOGIT_TERMS
+from limbeck.losses.adaptive import AKLLoss
 from limbeck.losses.curriculum import CTKDLoss
+from limbeck.losses.multilevel import MLKDLoss
 from limbeck.losses.one_for_all import OFALoss
 
 TERMS = LOGIT_TERMS
@@ -21,6 +23,8 @@ CONSTRUCTORS = {
     "dist": DISTLoss,
     "ofa": OFALoss,
     "ctkd": CTKDLoss,
+    "mlkd": MLKDLoss,
+    "akl": AKLLoss,
 }
 RUN = ("num_classes", "shapes")  # what the run knows
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from limbeck.config_terms import FeatureTerm, Input, NonNegative, Positive, TermOptions
+from limbeck.config_terms import FeatureTerm, Fraction, Input, NonNegative, Positive, TermOptions
 
 
 class DKDTerm(TermOptions):
@@ -100,6 +100,47 @@ class CTKDTerm(TermOptions):
     scale_by_t2: bool = Field(True, description="Multiply by the squared temperature, which then pulls at it too.")
 
 
+class MLKDTerm(TermOptions):
+    """MLKD, multi-level: KL, and the correlations of classes and of samples, summed over several temperatures."""
+
+    formula: ClassVar[str] = "Σ_T T² KL(p_t ‖ p_s) + |P_sᵀP_s − P_tᵀP_t|² / C + |P_sP_sᵀ − P_tP_tᵀ|² / N"
+    paper: ClassVar[str] = "Jin et al., CVPR 2023"
+    cost: ClassVar[str] = "temperatures · N·C·(N + min(N, C)); N², and C² if C < N"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
+    name: Literal["mlkd"] = "mlkd"
+    temperatures: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        (4.0, 2.0, 3.0, 5.0, 6.0), description="Each divides both logits once; published 1 in place of 4 on ImageNet."
+    )
+    instance_weight: NonNegative = Field(1.0, description="Factor of the KL.")
+    class_weight: NonNegative = Field(
+        1.0, description="Factor of the classes' correlations, which grow with the squared batch size."
+    )
+    batch_weight: NonNegative = Field(
+        1.0, description="Factor of the samples' correlations, which grow with the batch size."
+    )
+    mask: Literal["code", "paper", "none"] = Field(
+        "code",
+        description="paper leaves out the samples that the teacher is sure of and the classes that are frequent; code "
+        "multiplies by the share that would be kept, as the public code does.",
+    )
+    scale_by_t2: bool = Field(True, description="Multiply the KL by the squared temperature.")
+
+
+class AKLTerm(TermOptions):
+    """AKL, adaptive: KL and reverse KL, weighted per sample by where the student is wrong."""
+
+    formula: ClassVar[str] = "(g_h KL(p_t ‖ p_s) + g_r KL(p_s ‖ p_t)) / (g_h + g_r),  g = Σ |p_t − p_s| over head, rest"
+    paper: ClassVar[str] = "arXiv 2404.02657, COLING 2025"
+    cost: ClassVar[str] = "N·C·log C"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
+    name: Literal["akl"] = "akl"
+    head_mass: Fraction = Field(
+        0.5, description="The teacher's most likely classes up to this mass, at least one, are the head."
+    )
+    temperature: Positive = Field(1.0, description="Divides both logits.")
+    scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
+
+
 LOGIT_TERMS: dict[str, type[TermOptions]] = {
     "dkd": DKDTerm,
     "nkd": NKDTerm,
@@ -107,4 +148,6 @@ LOGIT_TERMS: dict[str, type[TermOptions]] = {
     "dist": DISTTerm,
     "ofa": OFATerm,
     "ctkd": CTKDTerm,
+    "mlkd": MLKDTerm,
+    "akl": AKLTerm,
 }
