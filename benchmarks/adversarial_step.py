@@ -39,6 +39,7 @@ from limbeck.config import TERMS, AdversaryOptions, ModelOptions
 from limbeck.data import Batch
 from limbeck.models import build_model
 from limbeck.objectives.adversarial import Adversarial
+from limbeck.objectives.build import Facts
 
 EPSILON, AWP_SIZE, MSE_WEIGHT, CE_WEIGHT, TAU = 8 / 255, 0.005, 20.0, 5.0, 4.0
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
@@ -100,7 +101,7 @@ class Ours:
             awp=AWP_SIZE if setting.awp else 0.0,
         )
         built = [TERMS[term["name"]].model_validate(term) for term in terms]
-        self.objective = Adversarial(model, built, options, epochs=1, num_classes=setting.classes, seed=0, guide=guide)
+        self.objective = Adversarial(model, built, options, epochs=1, facts=Facts(setting.classes), guide=guide)
         self.optimizer = torch.optim.SGD(self.objective.parameters(), fused=True, **SGD)
         self.bfloat16, self.frozen = bfloat16, frozen
 

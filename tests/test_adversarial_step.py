@@ -15,6 +15,7 @@ from limbeck.config import TERMS, AdversaryOptions
 from limbeck.data import Batch
 from limbeck.losses import ClassPrior
 from limbeck.objectives.adversarial import OTHER_DRAWS, Adversarial, AttackedBatch
+from limbeck.objectives.build import Facts
 
 SAMPLES, SIDE, SEED = 12, 6, 3
 BETA = Settings.beta
@@ -102,7 +103,7 @@ class Run:
         guide = network(classes, seed=1) if method == "lbgat" else None
         self.reference = Step(method, network(classes, seed=0), s, classes, copy.deepcopy(guide))
         self.objective = Adversarial(
-            network(classes, seed=0), terms, options, epochs=4, num_classes=classes, seed=SEED, guide=guide
+            network(classes, seed=0), terms, options, epochs=4, facts=Facts(classes, seed=SEED), guide=guide
         )
         for module in self.objective.modules():
             if isinstance(module, ClassPrior):

@@ -15,7 +15,7 @@ from limbeck.cli import main
 from limbeck.config import Recipe
 from limbeck.config_files import load_recipe, recipe_names
 from limbeck.errors import UserError
-from limbeck.objectives.terms import build_divergence
+from limbeck.objectives.build import Facts, build_loss
 
 PUBLISHED = {
     "source": "A table, teacher > student",
@@ -127,7 +127,7 @@ def test_soft_gradient_is_the_factor_that_autograd_finds(term):
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 1, 5, generator=generator, dtype=torch.float64)
     student.requires_grad_()
-    (options.weight * build_divergence(options, 5)(student, teacher, torch.tensor([0]))).backward()
+    (options.weight * build_loss("loss", options, Facts(5))(student, teacher, torch.tensor([0]))).backward()
     temperature = options.temperature
     expected = F.softmax(student / temperature, -1) - F.softmax(teacher / temperature, -1)
     assert torch.allclose(student.grad, soft_gradient([options.model_dump()]) * expected)

@@ -4,8 +4,7 @@ import inspect
 
 import pytest
 
-import limbeck.losses
-from limbeck.config import TERMS, Recipe, TermOptions, TrainOptions
+from limbeck.config import TERMS, Recipe, TrainOptions, loss_options
 from limbeck.config_files import (
     HEADER_FIELDS,
     check_teachers,
@@ -19,6 +18,7 @@ from limbeck.config_files import (
     short_name,
 )
 from limbeck.errors import UserError
+from limbeck.objectives.build import KNOWN, LOSSES
 
 FEW = "distill/digits/few-labels"
 
@@ -207,7 +207,7 @@ def test_overrides_reach_into_the_rows_of_a_comparison():
         ("train.epochs", "expected path=value"),
         ("train..epochs=1", "expected path=value"),
         ("train.epochs=[1", "expected ',' or ']'"),
-        ("task=supervised", "task `supervised` knows the loss `cross_entropy` only"),
+        ("task=supervised", "the loss `gkl` draws to another network, got task `supervised`"),
         ("teachers=[]", "task `distill` expected at least one entry in `teachers`"),
         ("teachers.0.run=runs/x", "`teachers.0`: expected exactly one of `run`, `recipe` and `model`; set the others"),
         ("teachers=[{weights: f.pth}]", "got none; `weights` need the network of a `recipe` or `model` beside them"),
@@ -275,34 +275,22 @@ def test_every_option_is_described():
     assert [path for model in models for path, description in options(model) if not description] == []
 
 
-CONSTRUCTORS = {
-    "kl": limbeck.losses.KLLoss,
-    "reverse_kl": limbeck.losses.ReverseKLLoss,
-    "js": limbeck.losses.JSLoss,
-    "dkl": limbeck.losses.DKLLoss,
-    "ikl": limbeck.losses.IKLLoss,
-    "gkl": limbeck.losses.GKLLoss,
-    "mart": limbeck.losses.MARTLoss,
-    "logit_mse": limbeck.losses.LogitMSELoss,
-}
-
-
 def test_every_divergence_has_a_constructor():
-    assert CONSTRUCTORS.keys() == TERMS.keys() - {"cross_entropy"}
+    assert LOSSES.keys() == TERMS.keys() - {"cross_entropy"}
 
 
-@pytest.mark.parametrize("name", CONSTRUCTORS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_constructor_has_the_options_of_the_config_in_order_with_their_defaults(name):
     declared = {
         option: field.default
         for option, field in TERMS[name].model_fields.items()
-        if option not in TermOptions.model_fields
+        if option in loss_options(TERMS[name])
     }
-    signature = inspect.signature(CONSTRUCTORS[name])
+    signature = inspect.signature(LOSSES[name])
     taken = {
         parameter.name: parameter.default
         for parameter in signature.parameters.values()
-        if parameter.name not in ("num_classes", "reduction")
+        if parameter.name not in (*KNOWN, "reduction")
     }
     assert list(taken.items()) == list(declared.items())
-    assert list(signature.parameters)[-1] == "reduction"
+    assert "reduction" not in list(signature.parameters)[:-1]

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.config_files import dump, load_recipe
-from limbeck.engine import checkpoint, loop, run_folder, teachers, validation
+from limbeck.engine import checkpoint, loop, objective, run_folder, teachers, validation
 from limbeck.engine import fit as fit_module
 from limbeck.engine.checkpoint import load_checkpoint, save_checkpoint
 from limbeck.engine.evaluate import evaluate
@@ -669,7 +669,7 @@ def test_two_teachers_are_both_reported(teacher, tmp_path):
 def test_recorded_teacher_logits_train_the_same_student(teacher, tmp_path, monkeypatch):
     options = student_recipe(teacher, data={"augment": {"crop_padding": 0, "mixup": 0.0}})
     fit(options, tmp_path / "recorded")
-    monkeypatch.setattr(loop, "build_objective", lambda *arguments: build_objective(*arguments[:4]))
+    monkeypatch.setattr(objective, "build_objective", lambda *arguments: build_objective(*arguments[:4]))
     fit(options, tmp_path / "asked")
     recorded, asked = (load_file(tmp_path / name / run_folder.WEIGHTS["last"]) for name in ("recorded", "asked"))
     for name, value in recorded.items():

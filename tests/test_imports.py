@@ -19,38 +19,45 @@ import limbeck
 PACKAGE = Path(limbeck.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-COMMAND_LINE = {"__main__", "cli", "commands", "data_commands", "demo", "listings", "present"}
-SETTINGS = {"config", "config_adversary", "config_data", "config_models", "config_terms", "errors"}
+COMMAND_LINE = {"__main__", "cli", "commands", "data_commands", "demo", "interrelation_commands", "listings", "present"}
+TERMS = {path.stem for path in PACKAGE.glob("config_terms*.py")}
+SETTINGS = {"config", "config_adversary", "config_data", "config_losses", "config_models", "errors"} | TERMS
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "draws": set(),
-    "config": {"config_adversary", "config_data", "config_models", "config_terms", "errors"},
+    "config": {"config_adversary", "config_data", "config_losses", "config_models", "config_terms", "errors"},
     "config_terms": set(),
+    **{terms: {"config_terms"} for terms in TERMS - {"config_terms"}},
+    "config_losses": TERMS,
     "config_data": {"config_terms"},
     "config_models": {"config_terms"},
-    "config_adversary": {"config_models", "config_terms", "errors"},
+    "config_adversary": {"config_losses", "config_models", "config_terms", "errors"},
     "config_errors": SETTINGS,
     "config_files": {"config_errors"} | SETTINGS,
     "config_grid": {"config_files"} | SETTINGS,
     "kernels": set(),
     "functional": {"kernels"},
-    "losses": {"functional"},
+    "losses": {"functional", "draws"},
     "adversary": {"draws"},
     "adapters": {"losses"},
     "models": SETTINGS,
     "data_files": set(),
+    "interrelation_files": {"errors"},
     "download": {"data_files", "errors"},
     "data": {"data_files", "draws"} | SETTINGS,
-    "objectives": {"losses", "functional", "adversary"} | SETTINGS,
-    "engine": {"objectives", "adversary", "draws", "models", "data", "config_files", "config_grid"} | SETTINGS,
-    "analysis": {"errors", "papers"},  # papers for their figures
+    "objectives": {"losses", "functional", "adversary", "draws", "models"} | SETTINGS,
+    "engine": {"objectives", "adversary", "draws", "models", "data", "config_files", "config_grid"}
+    | {"functional", "interrelation_files"}
+    | SETTINGS,
+    "analysis": {"errors", "interrelation_files", "papers"},  # papers for their figures
     "papers": {"config_files", "errors"},
     "config_arguments": {"config_errors"} | SETTINGS,
     "api": {"api_inputs", "engine", "analysis", "data", "config_arguments"} | SETTINGS,
     "api_inputs": {"engine", "data", "config_arguments"} | SETTINGS,
     **{
         module: {"engine", "analysis", "papers", "config_files", "config_grid", "data_files", "download"}
+        | {"interrelation_files"}
         | SETTINGS
         | COMMAND_LINE
         for module in COMMAND_LINE
@@ -58,19 +65,24 @@ ARROWS: dict[str, set[str]] = {
 }
 TORCH_ALONE = {"draws", "functional", "kernels", "losses", "adversary", "models", "data", "objectives"}
 TORCH_NEVER = {"analysis"}
-QUICK = {
-    "errors",
-    "config",
-    "config_adversary",
-    "config_data",
-    "config_models",
-    "config_terms",
-    "config_errors",
-    "config_files",
-    "config_grid",
-    "data_files",
-    "papers",
-} | COMMAND_LINE  # help and errors must answer at once
+QUICK = (
+    {
+        "errors",
+        "config",
+        "config_adversary",
+        "config_data",
+        "config_models",
+        "config_losses",
+        "config_errors",
+        "config_files",
+        "config_grid",
+        "data_files",
+        "interrelation_files",
+        "papers",
+    }
+    | TERMS
+    | COMMAND_LINE
+)  # help and errors must answer at once
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 # Imported where they are used.
 OPTIONAL = {"autoattack", "pyautoattack", "scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}

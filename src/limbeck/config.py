@@ -1,6 +1,6 @@
 """What a run is made of: frozen models of every option. Imports no torch, so that help and errors answer at once.
 
-The terms of a loss are in `config_terms.py`, images in `config_data.py`, networks in `config_models.py`, adversaries
+The terms of a loss are in `config_losses.py`, images in `config_data.py`, networks in `config_models.py`, adversaries
 in `config_adversary.py`; all are names of this module too. YAML and the command line are read in `config_files.py`.
 """
 
@@ -12,24 +12,25 @@ from pydantic import Field, model_validator
 
 from limbeck.config_adversary import AdversaryOptions, check_terms
 from limbeck.config_data import OWN_TEST, AugmentOptions, DataOptions
+from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
 from limbeck.config_terms import (
-    TERMS,
     CrossEntropyTerm,
-    DivergenceTerm,
     DKLTerm,
+    FeatureTerm,
     Fraction,
     GKLTerm,
     IKLTerm,
+    Input,
     JSTerm,
     KLTerm,
     LogitMSETerm,
+    LogitTerm,
     MARTTerm,
     NonNegative,
     Options,
     Positive,
     ReverseKLTerm,
-    Term,
     TermOptions,
     did_you_mean,
 )
@@ -45,13 +46,15 @@ __all__ = [
     "CrossEntropyTerm",
     "DKLTerm",
     "DataOptions",
-    "DivergenceTerm",
+    "FeatureTerm",
     "Fraction",
     "GKLTerm",
     "IKLTerm",
+    "Input",
     "JSTerm",
     "KLTerm",
     "LogitMSETerm",
+    "LogitTerm",
     "MARTTerm",
     "ModelOptions",
     "NonNegative",
@@ -68,6 +71,7 @@ __all__ = [
     "TermOptions",
     "TrainOptions",
     "did_you_mean",
+    "loss_options",
 ]
 
 if TYPE_CHECKING:
@@ -149,6 +153,8 @@ class SaveOptions(Options):
     log_every: Annotated[int, Field(ge=1)] = Field(20, description="Optimizer steps between two lines of metrics.")
     tensorboard: bool = Field(True, description="Write TensorBoard events when the package is installed.")
 
+
+LOGITS_AND_LABELS = frozenset(("logits", "target_logits", "labels"))
 
 # --- a run, a comparison ----------------------------------------------------------------------------------
 
@@ -239,11 +245,7 @@ class Recipe(Options):
             raise ValueError("task `distill` expected at least one entry in `teachers`, got none")
         settings = (setting for row in self.compare.contenders.values() for setting in row.settings)
         terms = [term for setting in (self.losses, *settings) for term in setting]
-        if self.task == "supervised" and any(term.name != "cross_entropy" for term in terms):
-            raise ValueError(
-                "task `supervised` knows the loss `cross_entropy` only; set `task: distill` and `teachers`, or "
-                "`task: adversarial`"
-            )
+        self._check_inputs(terms)
         if self.task == "adversarial":
             self._check_adversarial()
         else:
@@ -260,6 +262,26 @@ class Recipe(Options):
             self._check_paper_protocol()
         self._refuse_standardising_twice()
         return self
+
+    def _check_inputs(self, terms: Sequence[Term]) -> None:
+        """Raise ValueError for a loss that looks at what there is not in the task."""
+        for term in terms:
+            asked = {what for what in term.inputs if what.startswith("target_")}
+            if self.task == "supervised" and asked:
+                raise ValueError(
+                    f"the loss `{term.name}` draws to another network, got task `supervised`; set `task: distill` and "
+                    "`teachers`, or `task: adversarial`"
+                )
+            if self.task == "adversarial" and not LOGITS_AND_LABELS.issuperset(term.inputs):
+                raise ValueError(
+                    f"task `adversarial` expected losses of logits, got `{term.name}`, which sees features"
+                )
+            mixed = self.data.augment.mixup or self.data.augment.cutmix
+            if term.hard_labels and mixed:
+                raise ValueError(
+                    f"the loss `{term.name}` needs each image's one class, so `data.augment.mixup` and `cutmix` "
+                    "expected 0"
+                )
 
     def _check_adversarial(self) -> None:
         if self.teachers:

@@ -16,7 +16,7 @@ from limbeck.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.config_terms import Term
+    from limbeck.config_losses import Term
 
 
 def _known_attack(name: str) -> str:

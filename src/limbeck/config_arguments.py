@@ -69,13 +69,13 @@ def read_losses(losses: Loss) -> tuple[Term, ...]:
 
 def _term(loss: object) -> Term:
     if isinstance(loss, TermOptions):
-        return loss  # type: ignore[return-value]  # the union of all its subclasses
+        return loss
     if not isinstance(loss, str):
         raise UserError(_what_losses_are(loss))
     name = ALIASES.get(loss, loss)
     if name not in TERMS:
         raise UserError(f"`losses`: unknown loss `{loss}`; {did_you_mean(loss, [*TERMS, *ALIASES])}")
-    return TERMS[name]()  # type: ignore[return-value,call-arg]  # each has its name by default
+    return TERMS[name]()  # type: ignore[call-arg]  # each has its name by default
 
 
 def _what_losses_are(got: object) -> str:

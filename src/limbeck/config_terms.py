@@ -1,4 +1,4 @@
-"""The terms of a loss, and what all models of options share. Imports no torch.
+"""What all models of options share, what all terms of a loss share, and the Kullback-Leibler family. No torch.
 
 A loss's options are declared once, here; a test asserts that its constructor has the same names, order and defaults.
 """
@@ -67,7 +67,9 @@ class TermOptions(Options):
     formula: ClassVar[str]  # per sample: p_t teacher, p_s student
     paper: ClassVar[str]  # where it comes from
     cost: ClassVar[str] = "N·C"  # arithmetic, and memory if it is more, beside the forward passes
-    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels")
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
+    memory: ClassVar[str] = ""  # what it remembers from batch to batch
+    hard_labels: ClassVar[bool] = False  # whether a mixture of labels has no meaning for it
     name: str
     weight: NonNegative = Field(1.0, description="Factor of the term.")
     warmup_epochs: NonNegative = Field(
@@ -76,6 +78,9 @@ class TermOptions(Options):
     )
     decay: Literal["none", "linear", "cosine"] = Field(
         "none", description="How the factor falls, from the end of the warm-up to 0 after the last epoch."
+    )
+    decay_after_epoch: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="The factor falls after this epoch instead, and is 0 in the last one, as in WKD's code."
     )
     on: Literal["clean", "adversarial", "guide"] = Field(
         "clean",
@@ -104,6 +109,20 @@ class FeatureTerm(TermOptions):
         None, description="Layers of the teacher, paired with the student's in order; by default the same names."
     )
 
+    @model_validator(mode="after")
+    def _looks_at_the_teacher(self) -> FeatureTerm:
+        if self.target_features is not None and "target_features" not in self.inputs:
+            raise ValueError(f"`{self.name}` looks at no layer of the teacher, so `target_features` expected null")
+        return self
+
+
+class LogitTerm(TermOptions):
+    """What every term between two networks' logits has."""
+
+    standardize: bool = Field(
+        False, description="Let the loss see standardised logits: of a sample, mean 0 and deviation 1 (2403.01427)."
+    )
+
 
 class CrossEntropyTerm(TermOptions):
     """Cross-entropy with the labels."""
@@ -117,7 +136,7 @@ class CrossEntropyTerm(TermOptions):
     )
 
 
-class KLTerm(TermOptions):
+class KLTerm(LogitTerm):
     """KL(teacher || student). Hinton's distillation has `scale_by_t2: true`."""
 
     formula: ClassVar[str] = "Σ p_t log(p_t / p_s)"
@@ -127,7 +146,7 @@ class KLTerm(TermOptions):
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
 
 
-class ReverseKLTerm(TermOptions):
+class ReverseKLTerm(LogitTerm):
     """KL(student || teacher)."""
 
     formula: ClassVar[str] = "Σ p_s log(p_s / p_t)"
@@ -137,7 +156,7 @@ class ReverseKLTerm(TermOptions):
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
 
 
-class JSTerm(TermOptions):
+class JSTerm(LogitTerm):
     """Generalised Jensen-Shannon divergence."""
 
     formula: ClassVar[str] = "β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m),  m = β p_t + (1 − β) p_s"
@@ -148,11 +167,13 @@ class JSTerm(TermOptions):
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
 
 
-class DKLTerm(TermOptions):
+class DKLTerm(LogitTerm):
     """Decoupled KL: the gradients of KL, in two parts with a weight each."""
 
     formula: ClassVar[str] = "mse_weight · ¼ ΣΣ w_i w_j (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
     paper: ClassVar[str] = "arXiv 2305.13948"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels")
+    memory: ClassVar[str] = "class means, with `prior: class`"
     name: Literal["dkl"] = "dkl"
     prior: Literal["class", "sample"] = Field(
         "sample", description="Weights of the MSE: class means, or the sample's own softmax."
@@ -169,6 +190,8 @@ class IKLTerm(TermOptions):
 
     formula: ClassVar[str] = "mse_weight · ¼ ΣΣ w_i w_j (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
     paper: ClassVar[str] = "arXiv 2305.13948, NeurIPS 2024"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels")
+    memory: ClassVar[str] = "class means"
     name: Literal["ikl"] = "ikl"
     prior: Literal["class", "sample"] = Field(
         "class", description="Weights of the MSE: class means, or the sample's own softmax."
@@ -188,6 +211,8 @@ class GKLTerm(TermOptions):
 
     formula: ClassVar[str] = "mse_weight · ¼ ΣΣ (w_i w_j)^weight_power (Δt_ij − Δs_ij)² − ce_weight · Σ p_t log p_s"
     paper: ClassVar[str] = "arXiv 2503.08038"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels")
+    memory: ClassVar[str] = "class means"
     name: Literal["gkl"] = "gkl"
     prior: Literal["class", "sample"] = Field(
         "class", description="Weights of the MSE: class means, or the sample's own softmax."
@@ -210,11 +235,13 @@ class MARTTerm(TermOptions):
 
     formula: ClassVar[str] = "−log p_s[y] − log(1 − max p_s[k≠y]) + kl_weight · (1 − p_t[y]) Σ p_t log(p_t / p_s)"
     paper: ClassVar[str] = "Wang et al., ICLR 2020"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels")
+    hard_labels: ClassVar[bool] = True
     name: Literal["mart"] = "mart"
     kl_weight: NonNegative = Field(5.0, description="Factor of the weighted KL; 5 or 6 in the paper's code.")
 
 
-class LogitMSETerm(TermOptions):
+class LogitMSETerm(LogitTerm):
     """Mean squared difference of logits."""
 
     formula: ClassVar[str] = "1/C Σ (z_s − z_t)²"
@@ -222,10 +249,7 @@ class LogitMSETerm(TermOptions):
     name: Literal["logit_mse"] = "logit_mse"
 
 
-DivergenceTerm = KLTerm | ReverseKLTerm | JSTerm | DKLTerm | IKLTerm | GKLTerm | MARTTerm | LogitMSETerm
-Term = Annotated[CrossEntropyTerm | DivergenceTerm, Field(discriminator="name")]
-
-TERMS: dict[str, type[TermOptions]] = {
+DIVERGENCE_TERMS: dict[str, type[TermOptions]] = {
     "cross_entropy": CrossEntropyTerm,
     "kl": KLTerm,
     "reverse_kl": ReverseKLTerm,

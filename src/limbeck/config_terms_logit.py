@@ -14,6 +14,8 @@ class DKDTerm(TermOptions):
 
     formula: ClassVar[str] = "T² (target_weight · KL(b_t ‖ b_s) + rest_weight · KL(p̂_t ‖ p̂_s)),  b = (p[y], 1 − p[y])"
     paper: ClassVar[str] = "arXiv 2203.08679, CVPR 2022"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels")
+    hard_labels: ClassVar[bool] = True
     name: Literal["dkd"] = "dkd"
     target_weight: NonNegative = Field(1.0, description="The paper's alpha: factor of the label against the rest.")
     rest_weight: NonNegative = Field(
@@ -28,6 +30,8 @@ class NKDTerm(TermOptions):
 
     formula: ClassVar[str] = "−target_weight · p_t[y] log p_s[y] − rest_weight · T² Σ_{k≠y} p̂_t log p̂_s"
     paper: ClassVar[str] = "arXiv 2303.13005, ICCV 2023"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels")
+    hard_labels: ClassVar[bool] = True
     name: Literal["nkd"] = "nkd"
     target_weight: NonNegative = Field(1.0, description="Factor of the label's likelihood, at temperature 1.")
     rest_weight: NonNegative = Field(1.5, description="The paper's gamma: factor of the part among the other classes.")
@@ -71,6 +75,7 @@ class OFATerm(FeatureTerm):
     paper: ClassVar[str] = "arXiv 2310.19444, NeurIPS 2023"
     cost: ClassVar[str] = "layers · N·C; exit heads, trainable"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels", "features")
+    hard_labels: ClassVar[bool] = True
     name: Literal["ofa"] = "ofa"
     power: Positive = Field(1.0, description="The paper's epsilon or gamma: boost of the label; published 1 and 1.5.")
     mode: Literal["code", "paper"] = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from limbeck.config_terms import NonNegative, Positive, TermOptions
+from limbeck.config_terms import Input, NonNegative, Positive, TermOptions
 
 
 class WKDLogitTerm(TermOptions):
@@ -19,6 +19,8 @@ class WKDLogitTerm(TermOptions):
     formula: ClassVar[str] = "−target_weight · p_t[y] log p_s[y] + transport_weight · Σ_jk Q_jk c_jk,  Q: p_s∖y → p_t∖y"
     paper: ClassVar[str] = "Lv et al., arXiv 2412.08139, NeurIPS 2024"
     cost: ClassVar[str] = "4·iterations·N·C²; memory 2·iterations·N·C"
+    inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits", "labels")
+    hard_labels: ClassVar[bool] = True
     name: Literal["wkd_logit"] = "wkd_logit"
     interrelations: str = Field(
         "classifier",

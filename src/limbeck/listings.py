@@ -61,14 +61,34 @@ def print_recipe(name: str) -> None:
 
 
 def print_losses() -> None:
-    """Print each loss's formula and its options with their defaults."""
+    """Print each loss's formula, where it comes from, what it needs and what it costs."""
     rows = [
-        (name, f"{_summary(term)}\n{term.formula}\n[{', '.join(f'{o[0]}={o[1]}' for o in _options(term)) or 'none'}]\n")
+        (name, f"{_summary(term)}\n{term.formula}\n{term.paper} · needs {needs(term)} · cost {term.cost}\n")
         for name, term in TERMS.items()
     ]
-    print_table(("loss", "formula per sample [options]"), rows)
-    say("p_t: the teacher's softmax; p_s: the student's; Δ_ij: differences of two logits; y: the label;")
-    say("w: weights, rows of the class prior or the sample's own softmax. `limbeck losses NAME` explains the options.")
+    print_table(("loss", "formula · paper · needs · cost beside the forward passes"), rows)
+    say(
+        "p_t: the teacher's softmax; p_s: the student's; Δ_ij: differences of two logits; y: the label; w: weights, rows"
+    )
+    say("of the class prior or the sample's own softmax; F: features. N samples, C classes, D features, H·W positions.")
+    say(f"{len(TERMS)} losses. `limbeck losses NAME` explains the options of one.")
+
+
+def needs(term: type[TermOptions]) -> str:
+    """Return what a loss needs beside the student's logits.
+
+    >>> needs(TERMS["dkd"]), needs(TERMS["ikl"])
+    ('a teacher, hard labels', 'a teacher, labels, memory (class means)')
+    """
+    inputs = set(term.inputs)
+    found = {
+        "a teacher": any(what.startswith("target_") for what in inputs),
+        "hard labels" if term.hard_labels else "labels": "labels" in inputs,
+        "features": bool(inputs & {"features", "target_features"}),
+        "the classifier": bool(inputs & {"head", "target_head"}),
+        f"memory ({term.memory})": bool(term.memory),
+    }
+    return ", ".join(what for what, needed in found.items() if needed) or "nothing"
 
 
 def print_loss(name: str) -> None:
@@ -77,6 +97,7 @@ def print_loss(name: str) -> None:
         raise UserError(f"unknown loss `{name}`; {did_you_mean(name, TERMS)}")
     term = TERMS[name]
     say(f"{name}: {_summary(term)}\n{term.formula}")
+    say(f"{term.paper} · needs {needs(term)} · cost beside the forward passes {term.cost}")
     if _options(term):
         print_table(("option", "default", "range", "meaning"), _options(term))
     say("Of every term in a recipe's `losses`:")
@@ -98,7 +119,9 @@ def _options(term: type[TermOptions]) -> list[tuple[str, str, str, str]]:
 
 
 def _word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_word, value)) or "empty"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _range(schema: Mapping[str, Any]) -> str:
@@ -107,10 +130,15 @@ def _range(schema: Mapping[str, Any]) -> str:
     >>> _range({"type": "number", "minimum": 0, "exclusiveMaximum": 1})
     '[0, 1)'
     """
+    choices = [choice for choice in schema.get("anyOf", ()) if choice["type"] != "null"]
+    if choices:
+        return " or ".join([*map(_range, choices), "null"])
     if "enum" in schema:
         return ", ".join(schema["enum"])
     if schema["type"] == "boolean":
         return "true, false"
+    if schema["type"] in ("string", "array"):
+        return "text" if schema["type"] == "string" else f"list of {_range(schema['items'])}"
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
     kind = "integer " if schema["type"] == "integer" else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +28,7 @@ from limbeck.engine.teachers import (
     refuse_other_shape,
     refuse_seen_test_images,
 )
+from limbeck.engine.views import without_memory
 from limbeck.errors import Interrupted, UserError
 from limbeck.models import build_model
 
@@ -107,8 +109,11 @@ def train_run(
             if sources is None:
                 sources = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
             teachers = [resources.teacher(source, data, recipe.data) for source in sources]
+            sees_layers = any("target_features" in term.inputs for term in recipe.losses)
+            if sees_layers:
+                teachers = [replace(teacher, model=without_memory(teacher.model)) for teacher in teachers]
             # A mixed source has images beside those in memory.
-            plain = recipe.data.augment == AugmentOptions() and type(data.train) is Source
+            plain = not sees_layers and recipe.data.augment == AugmentOptions() and type(data.train) is Source
             recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
             stream = resources.stream(recipe, data)
             trainer = Trainer(

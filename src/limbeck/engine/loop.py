@@ -19,11 +19,11 @@ from limbeck.data import Batch
 from limbeck.engine import checkpoint, run_folder
 from limbeck.engine.log import NotFinite, RunLog, RunningMeans, remedy
 from limbeck.engine.metrics import NotFiniteLogits, predict
+from limbeck.engine.objective import open_objective
 from limbeck.engine.optimizer import WeightAverage, build_optimizer
 from limbeck.engine.schedule import learning_rate_factor
 from limbeck.engine.validation import Split, Validator, best_by
 from limbeck.errors import Diverged, Interrupted, UserError
-from limbeck.objectives import build_objective
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,9 +75,7 @@ class Trainer:
         self.device = data.device
         self.epochs = recipe.train.epochs
         self.stream, self.steps_per_epoch = stream, stream.steps_per_epoch
-        networks = [teacher.model for teacher in teachers]
-        self.objective = build_objective(recipe, model, networks, data.num_classes, recorded, guide)
-        self.objective.to(self.device)
+        self.objective = open_objective(recipe, model, data, teachers, recorded=recorded, guide=guide)
         self.optimizer = build_optimizer(self.objective, recipe.optimizer)
         self.average = self._build_average()
         self.validator = Validator(recipe, data, teachers, self.predict)
@@ -133,6 +131,7 @@ class Trainer:
         finally:
             self.seconds = time.monotonic() - self.started
             self.log.close()
+            self.objective.close()
 
     def _batches(self) -> Iterator[Batch]:
         """Yield what is left of the epoch."""

@@ -78,6 +78,11 @@ class RememberingTeacher(nn.Module):
         return logits
 
 
+def without_memory(teacher: nn.Module) -> nn.Module:
+    """Return the network itself, whose layers can be looked at, since those of remembered logits never run."""
+    return teacher.teacher if isinstance(teacher, RememberingTeacher) else teacher
+
+
 class ViewStore:
     """The training batches of one seed at a time: a run that sees others takes their place.
 

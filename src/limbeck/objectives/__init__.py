@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limbeck.objectives.adversarial import Adversarial
+from limbeck.objectives.build import Facts
 from limbeck.objectives.distill import Distillation
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 
@@ -15,37 +16,37 @@ if TYPE_CHECKING:
 
     from limbeck.config import Recipe
 
-__all__ = ["Adversarial", "Batch", "Distillation", "Outcome", "Supervised", "build_objective"]
+__all__ = ["Adversarial", "Batch", "Distillation", "Facts", "Outcome", "Supervised", "build_objective"]
 
 
 def build_objective(
     recipe: Recipe,
     student: nn.Module,
     teachers: Sequence[nn.Module],
-    num_classes: int,
+    facts: Facts,
     recorded: Sequence[Tensor] = (),
     guide: nn.Module | None = None,
 ) -> Supervised:
     """Return the objective of a recipe's task.
 
     Args:
-        recipe: Its `task`, `losses`, `adversary`, `train.epochs` and `seed` are read.
+        recipe: Its `task`, `losses`, `adversary` and `train.epochs` are read.
         student: The network that trains.
         teachers: Networks to learn from; they are frozen here. For the task `distill`.
-        num_classes: C.
+        facts: What losses are built from.
         recorded: See `Distillation`.
         guide: See `Adversarial`.
     """
     match recipe.task:
         case "supervised":
-            return Supervised(student, recipe.losses, epochs=recipe.train.epochs)
+            return Supervised(student, recipe.losses, epochs=recipe.train.epochs, facts=facts)
         case "distill":
             return Distillation(
                 student,
                 teachers,
                 recipe.losses,
                 epochs=recipe.train.epochs,
-                num_classes=num_classes,
+                facts=facts,
                 recorded=recorded,
             )
         case "adversarial":
@@ -54,7 +55,6 @@ def build_objective(
                 recipe.losses,
                 recipe.adversary,
                 epochs=recipe.train.epochs,
-                num_classes=num_classes,
-                seed=recipe.seed,
+                facts=facts,
                 guide=guide,
             )

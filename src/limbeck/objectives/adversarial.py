@@ -20,12 +20,14 @@ from limbeck.adversary.modes import frozen_statistics
 from limbeck.adversary.pgd import pgd
 from limbeck.config import CrossEntropyTerm
 from limbeck.objectives import terms as objective_terms
+from limbeck.objectives.build import build_loss
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from limbeck.config import AdversaryOptions, Term
+    from limbeck.objectives.build import Facts
 
 OTHER_DRAWS = 2**40  # added to the indices of the second view: more than any data set has samples
 
@@ -80,8 +82,7 @@ class Adversarial(Supervised):
         terms: Terms of the loss.
         options: The adversary.
         epochs: Length of the run, which ramps and schedules refer to.
-        num_classes: C.
-        seed: Of the attack's starts.
+        facts: What losses are built from; its seed is that of the attack's starts too.
         guide: Second network that trains beside the first, for terms with `on: guide`.
     """
 
@@ -92,17 +93,17 @@ class Adversarial(Supervised):
         options: AdversaryOptions,
         *,
         epochs: int,
-        num_classes: int,
-        seed: int,
+        facts: Facts,
         guide: nn.Module | None = None,
     ) -> None:
         self.options = options
-        super().__init__(student, terms, epochs=epochs)
-        self.seed, self.guide = seed, guide
+        super().__init__(student, terms, epochs=epochs, facts=facts)
+        self.seed, self.guide = facts.seed, guide
         self.climbs = options.climbs(terms)
         for name, term in self.terms.items():
             if not isinstance(term, CrossEntropyTerm):
-                self.losses[name] = objective_terms.build_divergence(term, num_classes)
+                self.losses[name] = build_loss(name, term, facts, self.layers)
+        self.set_epoch(1)
         divergences = bool(self.losses)
         self._sees_adversarial = divergences or any(term.on == "adversarial" for term in terms)
         self._sees_clean = any(term.on == "clean" for term in terms)

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from limbeck.config import CrossEntropyTerm
+from limbeck.objectives.build import build_loss
+from limbeck.objectives.layers import Layers, View
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
-from limbeck.objectives.terms import build_divergence, cross_entropy
+from limbeck.objectives.terms import asks_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from limbeck.config import Term
     from limbeck.losses import DivergenceLoss
+    from limbeck.objectives.build import Facts
 
 
 class Distillation(Supervised):
@@ -23,16 +25,19 @@ class Distillation(Supervised):
 
     The teachers see the images that the student sees. They are frozen and in eval mode, whatever mode this module
     is put in, and belong neither to its parameters nor to its state. A divergence is the mean over the teachers; each
-    (term, teacher) has a loss module of its own, because class priors differ from teacher to teacher.
+    (term, teacher) has a loss module of its own, because class priors and projectors differ from teacher to teacher.
 
     Args:
         student: The network that trains.
         teachers: At least one.
         terms: Terms of the loss.
         epochs: Length of the run, which the terms' decay refers to.
-        num_classes: C.
+        facts: What losses are built from.
         recorded: What each teacher says of the whole training split, `(samples, C)`. Where the views are the images
-            themselves, this saves the teachers' forward passes.
+            themselves, this saves the teachers' forward passes; not for terms that look at a teacher's features.
+
+    Raises:
+        ValueError: A term's options do not fit the networks.
     """
 
     def __init__(
@@ -42,40 +47,47 @@ class Distillation(Supervised):
         terms: Sequence[Term],
         *,
         epochs: int,
-        num_classes: int,
+        facts: Facts,
         recorded: Sequence[Tensor] = (),
     ) -> None:
-        super().__init__(student, terms, epochs=epochs)
+        super().__init__(student, terms, epochs=epochs, facts=facts)
         # A tuple is not registered, so train(), parameters(), to() and state_dict() pass the teachers by.
         self.teachers = tuple(teacher.eval().requires_grad_(False) for teacher in teachers)
+        self.teacher_layers = tuple(Layers(teacher, self.terms, teacher=True) for teacher in self.teachers)
         self.recorded = tuple(recorded)
-        for name, term in self.terms.items():
-            if not isinstance(term, CrossEntropyTerm):
-                self.losses[name] = nn.ModuleList(build_divergence(term, num_classes) for _ in self.teachers)
+        self.taught = {name: term for name, term in self.terms.items() if asks_teacher(term)}
+        for name, term in self.taught.items():
+            self.losses[name] = nn.ModuleList(
+                build_loss(name, term, facts, self.layers, layers, position)
+                for position, layers in enumerate(self.teacher_layers)
+            )
+        self.set_epoch(1)
 
     def forward(self, batch: Batch) -> Outcome:
         """Return the loss of a batch, its parts and the logits of student and teachers."""
-        target_logits = self._target_logits(batch)
-        logits = self.student(batch.images)
+        targets = self._targets(batch)
+        view = self.layers(batch.images)
         parts = {}
         for name, term in self.terms.items():
-            if isinstance(term, CrossEntropyTerm):
-                parts[name] = cross_entropy(term, logits, batch.labels)
+            if name in self.taught:
+                parts[name] = self._divergence(name, batch, view, targets)
             else:
-                parts[name] = self._divergence(name, logits, target_logits, batch.labels)
-        return Outcome(self._total(parts), logits, parts, target_logits)
+                parts[name] = self._own_part(name, term, view, batch)
+        return Outcome(self._total(parts), view.logits, parts, tuple(target.logits for target in targets))
 
     @torch.no_grad()
-    def _target_logits(self, batch: Batch) -> tuple[Tensor, ...]:
-        if not self.losses:
-            return ()  # only cross-entropies: nobody asks the teachers
+    def _targets(self, batch: Batch) -> tuple[View, ...]:
+        if not self.taught:
+            return ()  # nobody asks the teachers
         if self.recorded:
-            return tuple(logits[batch.indices] for logits in self.recorded)
-        return tuple(teacher(batch.images) for teacher in self.teachers)
+            return tuple(View(logits[batch.indices], {}) for logits in self.recorded)
+        return tuple(layers(batch.images) for layers in self.teacher_layers)
 
-    def _divergence(self, name: str, logits: Tensor, target_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-        pairs = zip(self._per_teacher(name), target_logits, strict=True)
-        values = [loss(logits, target, labels) for loss, target in pairs]
+    def _divergence(self, name: str, batch: Batch, view: View, targets: Sequence[View]) -> Tensor:
+        values = [
+            loss(*self._arguments(name, self.terms[name], batch, view, target, teacher))
+            for loss, target, teacher in zip(self._per_teacher(name), targets, self.teachers, strict=True)
+        ]
         return values[0] if len(values) == 1 else torch.stack(values).mean()
 
     def _per_teacher(self, name: str) -> list[DivergenceLoss]:
@@ -83,6 +95,12 @@ class Distillation(Supervised):
 
     def after_step(self, batch: Batch, outcome: Outcome) -> None:
         """Let every loss observe its teacher's logits and the labels, soft ones as they are."""
-        for name in self.losses:
+        for name in self.taught:
             for loss, target in zip(self._per_teacher(name), outcome.target_logits, strict=True):
                 loss.observe(target, batch.labels)
+
+    def close(self) -> None:
+        """Take the hooks away that the networks were given."""
+        super().close()
+        for layers in self.teacher_layers:
+            layers.close()

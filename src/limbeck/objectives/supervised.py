@@ -1,21 +1,25 @@
-"""Learning from labels alone."""
+"""Learning from labels, and from the student itself."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from torch import Tensor, nn
 
 from limbeck.config import CrossEntropyTerm
 from limbeck.losses import ClassPrior, DivergenceLoss
-from limbeck.objectives.terms import cross_entropy, part_names, term_weight
+from limbeck.objectives.build import build_loss
+from limbeck.objectives.layers import Layers, classifier
+from limbeck.objectives.terms import asks_teacher, cross_entropy, part_names, term_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from limbeck.config import Term
+    from limbeck.config import Input, Term
+    from limbeck.objectives.build import Facts
+    from limbeck.objectives.layers import View
 
 
 class Batch(Protocol):
@@ -52,36 +56,73 @@ class Outcome:
 
 
 class Supervised(nn.Module):
-    """Weighted cross-entropy terms between the student and the labels.
+    """Weighted terms between the student and the labels: cross-entropy, and losses that make their own targets.
 
     Args:
         student: The network that trains.
-        terms: Terms of the loss.
+        terms: Terms of the loss; none that asks for a teacher.
         epochs: Length of the run, which the terms' decay refers to.
+        facts: What losses are built from.
+
+    Raises:
+        ValueError: A term's options do not fit the network.
     """
 
-    def __init__(self, student: nn.Module, terms: Sequence[Term], *, epochs: int) -> None:
+    def __init__(self, student: nn.Module, terms: Sequence[Term], *, epochs: int, facts: Facts) -> None:
         super().__init__()
         self.student = student
         self.terms = dict(zip(part_names(terms), terms, strict=True))
-        self.losses = nn.ModuleDict()  # of the divergences; some have a memory
+        self.facts = facts
+        self.losses = nn.ModuleDict()  # of all terms but cross-entropies; some have a memory or parameters
         self.guide: nn.Module | None = None  # a second network that trains
         self.epochs = epochs
+        self.layers = Layers(student, self.terms, teacher=False)
+        for name, term in self.terms.items():
+            if not isinstance(term, CrossEntropyTerm) and not asks_teacher(term):
+                self.losses[name] = build_loss(name, term, facts, self.layers)
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the weights of the terms for an epoch, counted from 1."""
+        """Set the weights of the terms for an epoch, counted from 1, and tell the losses."""
         self.weights = {name: term_weight(term, epoch, self.epochs) for name, term in self.terms.items()}
+        for loss in self._divergences():
+            loss.set_epoch(epoch)
 
     def forward(self, batch: Batch) -> Outcome:
         """Return the loss of a batch, its parts and the student's logits."""
-        logits = self.student(batch.images)
-        parts = {
-            name: cross_entropy(term, logits, batch.labels)
-            for name, term in self.terms.items()
-            if isinstance(term, CrossEntropyTerm)
+        view = self.layers(batch.images)
+        parts = {name: self._own_part(name, term, view, batch) for name, term in self.terms.items()}
+        return Outcome(self._total(parts), view.logits, parts)
+
+    def _own_part(self, name: str, term: Term, view: View, batch: Batch) -> Tensor:
+        """The value of a term that asks for no teacher."""
+        if isinstance(term, CrossEntropyTerm):
+            return cross_entropy(term, view.logits, batch.labels)
+        return cast("Tensor", self.losses[name](*self._arguments(name, term, batch, view)))
+
+    def _arguments(
+        self,
+        name: str,
+        term: Term,
+        batch: Batch,
+        view: View,
+        target: View | None = None,
+        teacher: nn.Module | None = None,
+    ) -> list[object]:
+        """What a term's loss is called with."""
+        known: dict[Input, object] = {
+            "logits": view.logits,
+            "labels": batch.labels,
+            "indices": batch.indices,
+            "features": view.features.get(name),
         }
-        return Outcome(self._total(parts), logits, parts)
+        if target is not None:
+            known |= {"target_logits": target.logits, "target_features": target.features.get(name)}
+        if "head" in term.inputs:
+            known["head"] = classifier(self.student, self.facts.num_classes)
+        if "target_head" in term.inputs and teacher is not None:
+            known["target_head"] = classifier(teacher, self.facts.num_classes)
+        return [known[what] for what in term.inputs]
 
     def _total(self, parts: Mapping[str, Tensor]) -> Tensor:
         weighted = [self.weights[name] * value for name, value in parts.items()]
@@ -101,6 +142,10 @@ class Supervised(nn.Module):
 
     def after_step(self, batch: Batch, outcome: Outcome) -> None:
         """Take in what a step has shown; nothing here."""
+
+    def close(self) -> None:
+        """Take the hooks away that the networks were given."""
+        self.layers.close()
 
     def synchronize(self) -> None:
         """Sum the losses' statistics over the ranks (a collective)."""

@@ -9,14 +9,14 @@ import torch
 from torch.nn import functional as F
 
 from limbeck.config import TermOptions
-from limbeck.losses import DKLLoss, GKLLoss, IKLLoss, JSLoss, KLLoss, LogitMSELoss, MARTLoss, ReverseKLLoss
+from limbeck.losses.schedules import cosine_decay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from limbeck.config import CrossEntropyTerm, DivergenceTerm, Term
+    from limbeck.config import CrossEntropyTerm, Term
 
 
 def part_names(terms: Sequence[Term]) -> tuple[str, ...]:
@@ -37,23 +37,33 @@ def term_weight(term: TermOptions, epoch: int, epochs: int) -> float:
     """Return the factor of a term in an epoch (from 1) of a run of `epochs`.
 
     It rises as `min(epoch / warmup_epochs, 1)`. From the first epoch at full weight on it falls, if it decays, so
-    that it would reach 0 in the epoch after the last one.
+    that it would reach 0 in the epoch after the last one; with `decay_after_epoch`, after that epoch, and it is 0 in
+    the last one.
 
     >>> from limbeck.config import KLTerm
     >>> [term_weight(KLTerm(weight=2.0, warmup_epochs=2, decay="linear"), epoch, 5) for epoch in (1, 2, 3, 4, 5)]
     [1.0, 2.0, 1.5, 1.0, 0.5]
     """
     rise = min(epoch / term.warmup_epochs, 1.0) if term.warmup_epochs else 1.0
-    peak = max(1, math.ceil(term.warmup_epochs))
-    progress = (epoch - peak) / (epochs + 1 - peak) if epoch > peak else 0.0
-    match term.decay:
-        case "none":
-            fall = 1.0
-        case "linear":
-            fall = 1.0 - progress
-        case "cosine":
-            fall = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return term.weight * rise * fall
+    return term.weight * rise * _fall(term, epoch, epochs)
+
+
+def _fall(term: TermOptions, epoch: int, epochs: int) -> float:
+    if term.decay == "none":
+        return 1.0
+    begin, end = max(1, math.ceil(term.warmup_epochs)), epochs + 1
+    if term.decay_after_epoch is not None:
+        begin, end = term.decay_after_epoch, epochs
+    if epoch <= begin:
+        return 1.0
+    if term.decay == "cosine":
+        return cosine_decay(epoch, end, after=begin)
+    return 1.0 - (epoch - begin) / (end - begin)
+
+
+def asks_teacher(term: Term) -> bool:
+    """Whether a term's loss is between the student and another network."""
+    return any(what.startswith("target_") for what in term.inputs)
 
 
 def cross_entropy(term: CrossEntropyTerm, logits: Tensor, labels: Tensor) -> Tensor:
@@ -66,25 +76,3 @@ def cross_entropy(term: CrossEntropyTerm, logits: Tensor, labels: Tensor) -> Ten
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, labels, label_smoothing=term.label_smoothing)
-
-
-def build_divergence(term: DivergenceTerm, num_classes: int) -> nn.Module:
-    """Return the loss module of a term, with the term's options."""
-    options = term.model_dump(exclude=set(TermOptions.model_fields))
-    match term.name:
-        case "kl":
-            return KLLoss(**options)
-        case "reverse_kl":
-            return ReverseKLLoss(**options)
-        case "js":
-            return JSLoss(**options)
-        case "dkl":
-            return DKLLoss(num_classes, **options)
-        case "ikl":
-            return IKLLoss(num_classes, **options)
-        case "gkl":
-            return GKLLoss(num_classes, **options)
-        case "mart":
-            return MARTLoss(**options)
-        case "logit_mse":
-            return LogitMSELoss(**options)

@@ -1,0 +1,160 @@
+"""Features by name: what chosen modules of any network return, or are given, beside the network's own output."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+INPUT = ":input"  # behind a module's path: what goes into it
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class FeatureTaps:
+    """A network together with some of its features: `taps(images)` returns `(output, features)`.
+
+    The hooks sit on the named modules themselves, so that they see what passes when the network is called through
+    DistributedDataParallel or `torch.compile`, whose prefixes in names may be left out. They listen during such a call
+    only: evaluation in between costs nothing and keeps nothing. Build the taps before the first call of a compiled
+    network, which does not notice later hooks.
+
+    Features carry the gradients that the network's call carries. A module that returns a tuple is taken to return its
+    features first.
+
+    Args:
+        model: Any module.
+        names: Dotted paths of its modules, such as `layer4` or `features.stage3.0.relu`; with `:input` behind it, the
+            module's first argument in place of its result.
+
+    Raises:
+        ValueError: There is no such module.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> logits, (before, after) = FeatureTaps(model, ["1:input", "1"])(torch.ones(5, 4))
+        >>> logits.shape, torch.equal(after, before.relu())
+        (torch.Size([5, 2]), True)
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.model, self.names = model, tuple(names)
+        self._listening = False
+        self._seen: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        self._handles = [self._register(name) for name in dict.fromkeys(self.names)]
+
+    def _register(self, name: str) -> torch.utils.hooks.RemovableHandle:
+        module = find_module(self.model, name.removesuffix(INPUT))
+        hook: Callable[..., None] = self._hear_input(name) if name.endswith(INPUT) else self._hear_output(name)
+        return module.register_forward_hook(hook)
+
+    def _hear_output(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+            self._keep(name, output[0] if isinstance(output, (tuple, list)) and output else output)
+
+        return hook
+
+    def _hear_input(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
+            self._keep(name, arguments[0] if arguments else None)
+
+        return hook
+
+    def _keep(self, name: str, value: object) -> None:
+        if not self._listening:
+            return
+        if not isinstance(value, Tensor):
+            raise TypeError(f"`{name}` expected to pass a tensor, got {type(value).__name__}; name a module that does")
+        self._seen[name].append(value)
+
+    def __call__(self, *inputs: Any, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
+        """Call the network.
+
+        Returns:
+            What the network returns, and the features in the order of the names.
+
+        Raises:
+            RuntimeError: A named module did not run, or ran several times.
+            TypeError: It passed something else than a tensor.
+        """
+        self._listening = True
+        try:
+            output = self.model(*inputs, **options)
+        finally:
+            self._listening = False
+            seen, self._seen = self._seen, {name: [] for name in self.names}
+        for name, values in seen.items():
+            if len(values) != 1:
+                raise RuntimeError(_not_once(name, len(values)))
+        return output, tuple(seen[name][0] for name in self.names)
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _not_once(name: str, times: int) -> str:
+    if times:
+        return f"`{name}` expected to run once in a call of the network, ran {times} times; name one that is not shared"
+    return (
+        f"`{name}` captured nothing: the module did not run in this call of the network; name one that does, and build "
+        "the taps before the first call of a compiled network"
+    )
+
+
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """Return a module by its dotted path, whatever the network is wrapped in.
+
+    Raises:
+        ValueError: There is no such module.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if name in modules:
+        return modules[name]
+    bare = {_without_wrappers(path): module for path, module in modules.items()}
+    if name in bare:
+        return bare[name]
+    near = difflib.get_close_matches(name, [path for path in bare if path], n=3, cutoff=0.4)
+    known = near or [path for path, _ in model.named_children()]
+    raise ValueError(f"`features`: the network has no module `{name}`; expected a path such as {', '.join(known)}")
+
+
+def _without_wrappers(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
+
+
+def feature_shapes(model: nn.Module, names: Sequence[str], example: Tensor) -> list[tuple[int, ...]]:
+    """Return the shapes of a network's features, without the batch axis.
+
+    The network looks at the example in eval mode and without gradients, so that no BatchNorm takes it in; every module
+    is left in the mode that it had.
+
+    Args:
+        model: Any module.
+        names: See `FeatureTaps`.
+        example: `(N, ...)`, what the network takes; one sample is enough.
+
+    Raises:
+        ValueError: There is no such module.
+        RuntimeError: A named module did not run, or ran several times.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8))
+        >>> feature_shapes(model, ["0"], torch.zeros(1, 3, 9, 9))
+        [(8, 4, 4)]
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    taps = FeatureTaps(model, names)
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            _, features = taps(example)
+    finally:
+        taps.close()
+        for module, training in modes:
+            module.training = training
+    return [tuple(feature.shape[1:]) for feature in features]

@@ -1,0 +1,90 @@
+"""The features that the terms of an objective ask of one network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from limbeck.config import FeatureTerm
+from limbeck.models.stages import layer_paths, unwrapped
+from limbeck.models.taps import FeatureTaps, feature_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from limbeck.config import Term
+
+
+class View(NamedTuple):
+    """What a network makes of a batch.
+
+    Attributes:
+        logits: `(N, C)`.
+        features: Name of a term -> its features, in order.
+    """
+
+    logits: Tensor
+    features: Mapping[str, tuple[Tensor, ...]]
+
+
+class Layers:
+    """A network, and which of its layers each term looks at. Hooks are set only if a term asks for one.
+
+    Args:
+        model: The network.
+        terms: The objective's, by name.
+        teacher: Whether the network is a teacher, whose layers are the terms' `target_features`.
+
+    Raises:
+        ValueError: The network has no such layer.
+    """
+
+    def __init__(self, model: nn.Module, terms: Mapping[str, Term], *, teacher: bool) -> None:
+        self.model = model
+        asked = "target_features" if teacher else "features"
+        self.paths = {
+            name: layer_paths(model, (term.target_features if teacher else None) or term.features)
+            for name, term in terms.items()
+            if isinstance(term, FeatureTerm) and asked in term.inputs
+        }
+        names = [path for paths in self.paths.values() for path in paths]
+        self._taps = FeatureTaps(model, list(dict.fromkeys(names))) if names else None
+
+    def __call__(self, images: Tensor) -> View:
+        """Let the network look at images."""
+        if self._taps is None:
+            return View(self.model(images), {})
+        logits, features = self._taps(images)
+        of_path = dict(zip(self._taps.names, features, strict=True))
+        return View(logits, {name: tuple(of_path[path] for path in paths) for name, paths in self.paths.items()})
+
+    def shapes(self, name: str, example: Tensor) -> list[tuple[int, ...]]:
+        """Return the shapes of a term's features, of one sample."""
+        return feature_shapes(self.model, self.paths[name], example)
+
+    @property
+    def asked(self) -> bool:
+        """Whether any term looks at a layer."""
+        return self._taps is not None
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        if self._taps is not None:
+            self._taps.close()
+
+
+def classifier(model: nn.Module, num_classes: int) -> nn.Linear:
+    """Return the linear layer that a network ends with: the last one with as many outputs as there are classes.
+
+    Raises:
+        ValueError: There is none.
+    """
+    network = unwrapped(model)
+    layers = [part for part in network.modules() if isinstance(part, nn.Linear) and part.out_features == num_classes]
+    if not layers:
+        raise ValueError(
+            f"expected a network that ends with a linear layer of {num_classes} outputs, got {type(network).__name__} "
+            "without one; choose a loss that does not read the classifier"
+        )
+    return layers[-1]
