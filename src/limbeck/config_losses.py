@@ -8,9 +8,15 @@ from pydantic import Field
 
 from limbeck.config_terms import DIVERGENCE_TERMS, FeatureTerm, TermOptions
 from limbeck.config_terms_logit import LOGIT_TERMS
+from limbeck.config_terms_maps import MAPS_TERMS
 from limbeck.config_terms_transport import TRANSPORT_TERMS
 
-TERMS: dict[str, type[TermOptions]] = {**DIVERGENCE_TERMS, **LOGIT_TERMS, **TRANSPORT_TERMS}
+TERMS: dict[str, type[TermOptions]] = {
+    **DIVERGENCE_TERMS,
+    **LOGIT_TERMS,
+    **TRANSPORT_TERMS,
+    **MAPS_TERMS,
+}
 
 if TYPE_CHECKING:
     Term: TypeAlias = TermOptions

@@ -1,12 +1,16 @@
 """Losses as modules: a function, its options checked once, and, for class-wise ones, a memory. Needs torch alone."""
 
 from limbeck.losses.adaptive import AKLLoss
+from limbeck.losses.attention import ATLoss
 from limbeck.losses.base import DivergenceLoss
+from limbeck.losses.class_attention import CATLoss
 from limbeck.losses.class_prior import ClassPrior, PriorStatus
 from limbeck.losses.correlation import DISTLoss
 from limbeck.losses.curriculum import CTKDLoss
 from limbeck.losses.decoupled import DKDLoss
 from limbeck.losses.gkl import DKLLoss, GKLLoss, IKLLoss
+from limbeck.losses.hint import FitNetLoss
+from limbeck.losses.inter_channel import ICKDLoss
 from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
 from limbeck.losses.logit import LogitMSELoss
 from limbeck.losses.mart import MARTLoss
@@ -14,20 +18,28 @@ from limbeck.losses.multilevel import MLKDLoss
 from limbeck.losses.normalized import NKDLoss
 from limbeck.losses.notation import Translation, translate
 from limbeck.losses.one_for_all import OFALoss
+from limbeck.losses.overhaul import OFDLoss
+from limbeck.losses.review import ReviewKDLoss
 from limbeck.losses.schedules import cosine_decay
+from limbeck.losses.selectivity import NSTLoss
 from limbeck.losses.standardized import StandardizedLoss
 from limbeck.losses.transformed import TTMLoss
+from limbeck.losses.variational import VIDLoss
 from limbeck.losses.wasserstein import WKDLogitLoss
 
 __all__ = [
     "AKLLoss",
+    "ATLoss",
+    "CATLoss",
     "CTKDLoss",
     "ClassPrior",
     "DISTLoss",
     "DKDLoss",
     "DKLLoss",
     "DivergenceLoss",
+    "FitNetLoss",
     "GKLLoss",
+    "ICKDLoss",
     "IKLLoss",
     "JSLoss",
     "KLLoss",
@@ -35,12 +47,16 @@ __all__ = [
     "MARTLoss",
     "MLKDLoss",
     "NKDLoss",
+    "NSTLoss",
     "OFALoss",
+    "OFDLoss",
     "PriorStatus",
     "ReverseKLLoss",
+    "ReviewKDLoss",
     "StandardizedLoss",
     "TTMLoss",
     "Translation",
+    "VIDLoss",
     "WKDLogitLoss",
     "cosine_decay",
     "translate",

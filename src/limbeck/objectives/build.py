@@ -5,19 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from limbeck import losses
 from limbeck.config import LogitTerm, loss_options
 from limbeck.draws import key
+from limbeck.functional.overhaul import relu_margins
 from limbeck.losses import DivergenceLoss, StandardizedLoss
+from limbeck.models.stages import layer_norms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from limbeck.config import Term
+    from limbeck.config import FeatureTerm, Term
     from limbeck.objectives.layers import Layers
 
 # The (C, C) cost between classes that a teacher, by its position, gives a term.
@@ -41,6 +43,14 @@ LOSSES: Mapping[str, type[DivergenceLoss]] = {
     "mlkd": losses.MLKDLoss,
     "akl": losses.AKLLoss,
     "wkd_logit": losses.WKDLogitLoss,
+    "fitnet": losses.FitNetLoss,
+    "at": losses.ATLoss,
+    "nst": losses.NSTLoss,
+    "ickd": losses.ICKDLoss,
+    "cat": losses.CATLoss,
+    "vid": losses.VIDLoss,
+    "review_kd": losses.ReviewKDLoss,
+    "ofd": losses.OFDLoss,
 }
 
 # What the run gives to a constructor that has a parameter of the name; everything else is an option of the term.
@@ -115,7 +125,13 @@ def _known(
         known: Layers = need("a teacher", layers, "this task has none of")
         return known.shapes(name, need("an example of the images", facts.example, "this run has none of"))
 
+    def margins() -> list[Tensor]:
+        options = cast("FeatureTerm", term)
+        network = need("a teacher", teacher, "this task has none of").model
+        return [relu_margins(norm) for norm in layer_norms(network, options.target_features or options.features)]
+
     return {
+        "margins": margins,
         "num_classes": lambda: facts.num_classes,
         "shapes": lambda: shapes(student),
         "target_shapes": lambda: shapes(teacher),
