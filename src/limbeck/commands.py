@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from limbeck.interrelation_commands import interrelations
+
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -255,6 +257,9 @@ def plot(
     from limbeck.present import plot as plot_folder
 
     plot_folder(folder, against)
+
+
+app.command()(interrelations)
 
 
 @data.callback()
