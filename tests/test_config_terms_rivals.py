@@ -10,12 +10,16 @@ from pydantic import ValidationError
 from limbeck import DISTLoss, DKDLoss, NKDLoss, TTMLoss
 from limbeck.config_terms import FeatureTerm, TermOptions
 from limbeck.config_terms_logit import LOGIT_TERMS
+from limbeck.config_terms_self import SELF_TERMS
 from limbeck.losses.adaptive import AKLLoss
 from limbeck.losses.curriculum import CTKDLoss
 from limbeck.losses.multilevel import MLKDLoss
 from limbeck.losses.one_for_all import OFALoss
+from limbeck.losses.teacher_free import TfKDLoss
+from limbeck.losses.universal_self import USKDLoss
+from limbeck.losses.zipf import ZipfLoss
 
-TERMS = LOGIT_TERMS
+TERMS = {**LOGIT_TERMS, **SELF_TERMS}
 CONSTRUCTORS = {
     "dkd": DKDLoss,
     "nkd": NKDLoss,
@@ -25,6 +29,9 @@ CONSTRUCTORS = {
     "ctkd": CTKDLoss,
     "mlkd": MLKDLoss,
     "akl": AKLLoss,
+    "tf_kd": TfKDLoss,
+    "zipf": ZipfLoss,
+    "uskd": USKDLoss,
 }
 RUN = ("num_classes", "shapes")  # what the run knows
 
