@@ -122,7 +122,7 @@ TWINS: dict[str, tuple[Loss, Loss]] = {
     ),
     "EMD": (ipot_transport, transport_twin),
     "Euclidean EMD": (
-        partial(ipot_transport, cost="squared_euclidean"),
+        partial(ipot_transport, metric="squared_euclidean"),
         partial(transport_twin, euclidean=True),
     ),
 }
@@ -287,7 +287,7 @@ def test_bad_features_are_said_in_one_line(name: str) -> None:
         (kernel_congruence, {"kernel": "rbf"}, "`kernel` expected 'gaussian' or 'bilinear'"),
         (kernel_congruence, {"gamma": 0.0}, "`gamma`"),
         (kernel_congruence, {"degree": 0}, "`degree`"),
-        (ipot_transport, {"cost": "euclidean"}, "`cost` expected 'cosine' or 'squared_euclidean'"),
+        (ipot_transport, {"metric": "euclidean"}, "`metric` expected 'cosine' or 'squared_euclidean'"),
         (ipot_transport, {"beta": 0.0}, "`beta`"),
         (ipot_transport, {"iterations": 0}, "`iterations`"),
     ],

@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.functional._check import check_positive, full_precision, widest
 from limbeck.functional._samples import flat_pair, unit_rows
 
-Cost = Literal["cosine", "squared_euclidean"]
+Metric = Literal["cosine", "squared_euclidean"]
 
 
 @full_precision
@@ -76,7 +76,7 @@ def ipot_transport(
     features: Tensor,
     target_features: Tensor,
     *,
-    cost: Cost = "cosine",
+    metric: Metric = "cosine",
     beta: float = 1.0,
     iterations: int = 50,
 ) -> Tensor:
@@ -93,7 +93,7 @@ def ipot_transport(
     Args:
         features: (N, D) or (N, D, ...), flattened behind N, any floating dtype; what trains.
         target_features: of the same width; project the student's first.
-        cost: "cosine", or "squared_euclidean", the mean over D.
+        metric: "cosine", or "squared_euclidean", the mean over D.
         beta: length of a step is 1 / beta; above 0, in the cost's unit.
         iterations: number of steps, at least 1.
 
@@ -118,16 +118,16 @@ def ipot_transport(
         Lohit, Jones, "Model Compression Using Optimal Transport", arXiv 2012.03907 (WACV 2022); the solver: arXiv
         1802.04307.
     """
-    check_cost(cost)
+    check_metric(metric)
     a, b = flat_pair(features, target_features, one_width=True)
-    costs = _costs(a, b, cost)
+    costs = _costs(a, b, metric)
     return (ipot_plan(costs, beta=beta, iterations=iterations) * costs).sum()
 
 
-def check_cost(cost: str) -> None:
+def check_metric(metric: str) -> None:
     """One of the two words."""
-    if cost not in get_args(Cost):
-        raise ValueError(f"`cost` expected 'cosine' or 'squared_euclidean', got {cost!r}")
+    if metric not in get_args(Metric):
+        raise ValueError(f"`metric` expected 'cosine' or 'squared_euclidean', got {metric!r}")
 
 
 def check_steps(beta: float, iterations: int) -> None:
@@ -137,9 +137,9 @@ def check_steps(beta: float, iterations: int) -> None:
         raise ValueError(f"`iterations` expected a whole number of at least 1, got {iterations!r}")
 
 
-def _costs(a: Tensor, b: Tensor, cost: Cost) -> Tensor:
+def _costs(a: Tensor, b: Tensor, metric: Metric) -> Tensor:
     """(N, N)."""
-    if cost == "cosine":
+    if metric == "cosine":
         return 1 - unit_rows(a) @ unit_rows(b).mT
     centre = b.mean(0)
     a, b = a - centre, b - centre
