@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,6 +102,13 @@ class WKDLogitLoss(DivergenceLoss):
                 self._buffers[name] = buffer.to(moved.device)
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """A checkpoint's cost is checked as the constructor's is, before anything is changed."""
+        cost = state_dict.get(f"{prefix}cost")
+        if isinstance(cost, Tensor) and cost.shape == self.cost.shape:
+            _checked(cost, self.reg)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, logits: Tensor, target_logits: Tensor, labels: Tensor) -> Tensor:
         """Both logits (*, C); `labels` (*) integers. A term whose weight is 0 is not computed."""
         self._check(logits, target_logits)
@@ -153,10 +161,8 @@ class WKDLogitLoss(DivergenceLoss):
 
 
 def _take_loaded(module: WKDLogitLoss, _: object) -> None:
-    """After a checkpoint brought another cost: the constructor's checks, and its kernel."""
-    checked = _checked(module.cost, module.reg)
-    with torch.no_grad():
-        module.cost.copy_(checked)
+    """After a checkpoint brought another cost."""
+    module.cost.clamp_min_(0.0)
     module._make_kernel()
 
 
