@@ -215,7 +215,7 @@ def test_it_is_captured_whole_and_ignores_autocast(covariance: str) -> None:
         (
             (2, 3),
             {},
-            r"`features` expected maps \(N, D, H, W\) or tokens \(N, L, D\), not empty, got the shape \(2, 3\)",
+            r"`features` expected maps \(D, H, W\) or tokens \(L, D\) of a sample, got the shape \(3,\)",
         ),
         ((0, 3, 4, 4), {}, "not empty"),
         ((2, 3, 4), {"grid": 2}, "`grid` expected 1 for the tokens"),

@@ -81,8 +81,7 @@ def gaussian_wasserstein(
     """
     maps = paired_maps(features, target_features, grid)
     check_range("mean_weight", mean_weight, 0.0, float("inf"))
-    if covariance not in get_args(Covariance):
-        raise ValueError(f"`covariance` expected 'diagonal' or 'full', got {covariance!r}")
+    check_covariance(covariance)
     check_reduction(reduction)
     student, target = (moments(x, grid, unbiased) for x in maps)
     values = mean_weight * (target.mean - student.mean).square().sum((-2, -1)) / grid**2
@@ -192,11 +191,8 @@ def paired_maps(features: Tensor, target_features: Tensor, grid: int = 1) -> tup
             raise TypeError(f"`{name}` expected a tensor, got {type(value).__name__}")
         if not value.is_floating_point():
             raise TypeError(f"`{name}` expected a floating dtype, got {value.dtype}; convert it with `.float()`")
-        if value.dim() not in (3, 4) or value.numel() == 0:
-            raise ValueError(
-                f"`{name}` expected maps (N, D, H, W) or tokens (N, L, D), not empty, got the shape "
-                f"{tuple(value.shape)}; a vector has no distribution over positions"
-            )
+        if value.numel() == 0:
+            raise ValueError(f"`{name}` expected features that are not empty, got the shape {tuple(value.shape)}")
         check_cells(name, value.shape[1:], grid)
     dtype = widest(features, target_features)
     maps, target_maps = (x.to(dtype) if x.dim() == 4 else x.to(dtype).mT.unsqueeze(-1) for x in sides.values())
@@ -208,10 +204,21 @@ def paired_maps(features: Tensor, target_features: Tensor, grid: int = 1) -> tup
     return maps, target_maps
 
 
+def check_covariance(covariance: str) -> None:
+    """One of the two words."""
+    if covariance not in get_args(Covariance):
+        raise ValueError(f"`covariance` expected 'diagonal' or 'full', got {covariance!r}")
+
+
 def check_cells(name: str, shape: Sequence[int], grid: int) -> None:
     """Of a sample's shape, (D, H, W) or tokens (L, D), each of grid x grid cells has two positions or more."""
     if not isinstance(grid, int) or grid < 1:
         raise ValueError(f"`grid` expected a whole number of at least 1, got {grid!r}")
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"`{name}` expected maps (D, H, W) or tokens (L, D) of a sample, got the shape {tuple(shape)}; a vector "
+            "has no distribution over positions"
+        )
     if len(shape) == 2:
         if grid > 1:
             raise ValueError(

@@ -89,6 +89,7 @@ class ProjectedLoss(FeatureLoss):
     """
 
     projectors: nn.ModuleList
+    projected_shapes: list[tuple[int, ...]]
 
     def __init__(
         self,
@@ -102,14 +103,15 @@ class ProjectedLoss(FeatureLoss):
     ) -> None:
         super().__init__(reduction)
         check_shapes(shapes, target_shapes)
-        if not same_positions and projector in ("linear", "none"):
-            target_shapes = [
-                with_channels(shape, channels_of(target)) for shape, target in zip(shapes, target_shapes, strict=True)
-            ]
+        kept = not same_positions and projector in ("linear", "none")
+        self.projected_shapes = [
+            with_channels(shape, channels_of(target)) if kept else tuple(target)
+            for shape, target in zip(shapes, target_shapes, strict=True)
+        ]
         self.projector, self.activation = projector, activation
         self.projectors = nn.ModuleList(
-            build_projector(projector, shape, target, activation=activation)
-            for shape, target in zip(shapes, target_shapes, strict=True)
+            build_projector(projector, shape, projected, activation=activation)
+            for shape, projected in zip(shapes, self.projected_shapes, strict=True)
         )
 
     def projected(self, features: Features, target_features: Features) -> list[tuple[Tensor, Tensor]]:
