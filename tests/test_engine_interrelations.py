@@ -168,7 +168,7 @@ def test_a_network_is_left_as_it_was(train):
     assert not net.last._forward_pre_hooks
 
 
-def test_the_only_layer_with_the_outputs_is_the_classifier(train):
+def test_the_last_layer_with_the_outputs_is_the_classifier_whatever_its_name(train):
     net = Net()
     result = compute_interrelations(net, train, kind="centroid", num_classes=10)
     with torch.no_grad():
@@ -193,9 +193,9 @@ class Broken(Net):
     [
         (
             Net(classes=7),
-            "one torch.nn.Linear with 10 outputs, or of several the one named head, fc, classifier; got none",
+            "expected a network that ends with a linear layer of 10 outputs, got Net without one; the fea",
         ),
-        (Net(extra="other"), "got last, other; the features `logits` need none"),
+        (Net(extra="unused"), "once in a batch of 256, got nothing; take the features `logits`"),
         (
             Broken(lambda net, x: net.last(net.body(x)).unsqueeze(1)),
             "a network that returns logits (256, 10), got (256, 1",

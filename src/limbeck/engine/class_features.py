@@ -13,6 +13,7 @@ from limbeck.draws import uniform
 from limbeck.engine.given import device_of
 from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.errors import UserError
+from limbeck.objectives.layers import classifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,6 @@ Training: TypeAlias = "Source | UserTraining"
 MOST = 500  # samples of each class that are paired, unless one asks for more
 FEWEST = 10  # below, a default is none
 LIMIT = 8 * 2**30  # bytes of what is kept of the features
-CLASSIFIERS = ("head", "fc", "classifier")  # where networks have theirs
 NOTHING = 1e-12  # share of the squared length of features: what rounding leaves of no variance
 
 
@@ -124,26 +124,12 @@ def _looking(model: nn.Module, num_classes: int, which: str) -> Iterator[_Look]:
 
 
 def find_classifier(model: nn.Module, num_classes: int) -> nn.Linear:
-    """Return the linear classifier of a network.
-
-    It is the `nn.Linear` with as many outputs as there are classes; of several, the one named `head`, `fc` or
-    `classifier`.
-
-    Raises:
-        UserError: There is none, or several of other names.
-    """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == num_classes
-    }
-    named = [name for name in CLASSIFIERS if name in found]
-    if not named and len(found) != 1:
-        raise UserError(
-            f"`model` expected a classifier: one torch.nn.Linear with {num_classes} outputs, or of several the one "
-            f"named {', '.join(CLASSIFIERS)}; got {', '.join(found) or 'none'}; the features `logits` need none"
-        )
-    return found[named[0]] if named else next(iter(found.values()))
+    """Return the linear layer that a network ends with, or raise UserError if there is none."""
+    try:
+        return classifier(model, num_classes)
+    except ValueError as error:
+        words = str(error).split(";")[0]
+        raise UserError(f"interrelations {words}; the features `logits` need no such layer") from error
 
 
 # --- what is kept of them ---------------------------------------------------------------------------------

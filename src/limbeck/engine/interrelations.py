@@ -67,9 +67,8 @@ def compute_interrelations(
     depends on batches or on the order in which a source in memory is read.
 
     Args:
-        model: Returns logits `(N, C)`. Its penultimate features are what goes into its classifier: the `nn.Linear`
-            named `head`, `fc` or `classifier`, or else the only one with C outputs. It is looked at in eval mode, and
-            left as it was.
+        model: Returns logits `(N, C)`. Its penultimate features are what goes into its classifier, the last `nn.Linear`
+            with C outputs. It is looked at in eval mode, and left as it was.
         source: Training images; None where the kind needs none (`classifier`, `uniform`).
         kind: What makes two classes alike; see `limbeck.functional.interrelations`.
         num_classes: C.
