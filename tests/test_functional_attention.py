@@ -6,7 +6,6 @@ import golden
 import pytest
 import torch
 from torch import Tensor, nn
-from twins import gradients
 
 from limbeck.functional.attention import attention_transfer
 from limbeck.functional.class_attention import class_attention_transfer
@@ -26,18 +25,6 @@ def test_paper_and_code_are_one_distance_in_two_units() -> None:
     student, target = maps()
     code, paper = (attention_transfer(student, target, mode=mode, reduction="none") for mode in ("code", "paper"))
     assert torch.allclose(paper, (code * 16).sqrt() / 2)
-
-
-@pytest.mark.parametrize("mode", ["code", "paper"])
-def test_attention_sees_direction_alone(mode: str) -> None:
-    """Neither the scale of a map, however small or large, nor the order of its channels."""
-    student, target = maps()
-    expected = attention_transfer(student, target, mode=mode)
-    for scale in (1e-30, 1e-6, 1e30):
-        scaled = (scale * student.detach().float()).requires_grad_()
-        value = attention_transfer(scaled, scale * target.flip(1).float(), mode=mode)
-        assert value.item() == pytest.approx(expected.item(), rel=1e-5)
-        assert (gradients(value, scaled)[0] * scaled).sum().abs() < 1e-6  # nothing is gained along the map itself
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import maps_twins as loops
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from twins import gradients
 
 from limbeck.functional.attention import attention_transfer
@@ -172,6 +173,44 @@ def test_dead_maps_have_finite_gradients(name: str, shapes: tuple[Shape, Shape],
     value = METHODS[name].loss(student.requires_grad_(), target)
     assert value.isfinite()
     assert gradients(value, student)[0].abs().max() < 1e2
+
+
+@pytest.mark.parametrize("name", ["at", "at_power", "at_paper", "nst", "ickd", "cat_normalized"])
+@pytest.mark.parametrize("scale", [1e-6, 1e12])
+def test_methods_of_directions_see_no_scale(name: str, scale: float) -> None:
+    """Of neither side, in float32, however many powers are taken; and no gradient leads along the map itself."""
+    for shapes in METHODS[name].shapes:
+        student, target = maps(name, shapes)
+        scaled = (scale * student.detach()).float().requires_grad_()
+        value = METHODS[name].loss(scaled, (2 * scale * target).float())
+        assert value.item() == pytest.approx(METHODS[name].loss(student, target).item(), rel=1e-5)
+        assert (gradients(value, scaled)[0] * scaled).sum().abs() < 1e-6
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements that a result of any operation has."""
+
+    numel = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: dict | None = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            self.numel = max(self.numel, x.numel() if isinstance(x, Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize(("channels", "size"), [(64, 2), (8, 8)])
+@pytest.mark.parametrize("name", ["nst", "ickd", "cat"])
+def test_no_tensor_is_larger_than_the_maps(name: str, channels: int, size: int) -> None:
+    """Neither Gram matrices of many channels or positions, nor maps of many classes, forwards and backwards."""
+    student, target = numbers(3, channels, size, size).requires_grad_(), numbers(3, channels, size, size, seed=2)
+    heads = (numbers(50, channels), numbers(50, channels, seed=2)) if name == "cat" else ()
+    loss = class_attention_transfer if name == "cat" else METHODS[name].loss
+    with LargestTensor() as largest:
+        loss(student, target, *heads).backward()
+    assert largest.numel <= max(x.numel() for x in (student, *heads))
 
 
 @every_method

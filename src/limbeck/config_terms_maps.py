@@ -65,7 +65,7 @@ class CATTerm(FeatureTerm):
     name: Literal["cat"] = "cat"
     features: tuple[str, ...] = feature_names("last")
     pool: Annotated[int, Field(ge=1)] = Field(
-        2, description="Positions along an axis after pooling; 4 for pairs of different architectures."
+        2, description="Positions along an axis after pooling; published 4 with ShuffleNets."
     )
     normalize: bool = Field(
         False, description="Bring each class map to length 1; published for pairs of different architectures."

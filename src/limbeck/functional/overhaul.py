@@ -47,7 +47,7 @@ def partial_l2(features: Tensor, target_features: Tensor, margin: Tensor, *, red
         tensor(5.)
 
     Reference:
-        Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866, Eq. 2-4;
+        Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866;
         clovaai/overhaul-distillation, `distiller.py`.
     """
     check_maps(features, target_features, same="DHW")
@@ -90,8 +90,7 @@ def relu_margins(bn: nn.BatchNorm2d) -> Tensor:
         tensor([-0.7979, -0.7979])
 
     Reference:
-        arXiv 1904.01866, Eq. 3 (the margin, in the appendix its closed form); clovaai/overhaul-distillation,
-        `distiller.py`.
+        arXiv 1904.01866; clovaai/overhaul-distillation, `distiller.py`.
     """
     if not isinstance(bn, nn.modules.batchnorm._BatchNorm):
         raise TypeError(f"`bn` expected a batch normalisation, got {type(bn).__name__}")

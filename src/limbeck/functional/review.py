@@ -42,7 +42,7 @@ def hierarchical_context_loss(features: Tensor, target_features: Tensor, *, redu
         tensor(0.6667)
 
     Reference:
-        Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044, section 3.3;
+        Chen et al., "Distilling Knowledge via Knowledge Review", arXiv 2104.09044;
         dvlab-research/ReviewKD.
     """
     check_maps(features, target_features, same="DHW")

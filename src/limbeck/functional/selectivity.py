@@ -46,7 +46,7 @@ def neuron_selectivity(features: Tensor, target_features: Tensor, *, reduction: 
         tensor(0.)
 
     Reference:
-        Huang, Wang, arXiv 1707.01219, Eq. 5 and its polynomial kernel (d = 2, c = 0);
+        Huang, Wang, arXiv 1707.01219, with the polynomial kernel (d = 2, c = 0);
         TuSimple/neuron-selectivity-transfer; HobbitLong/RepDistiller, `distiller_zoo/NST.py`.
     """
     check_maps(features, target_features)
@@ -60,4 +60,4 @@ def neuron_selectivity(features: Tensor, target_features: Tensor, *, reduction: 
         return reduce(relation.square().sum((1, 2)), reduction)
     own, targets, cross = student @ student.mT, target @ target.mT, student @ target.mT
     own, targets, cross = (x.square().mean((1, 2)) for x in (own, targets, cross))
-    return reduce(own + targets - 2 * cross, reduction)
+    return reduce((own + targets - 2 * cross).clamp_min(0.0), reduction)

@@ -44,7 +44,7 @@ def variational_information(
         tensor(2.)
 
     Reference:
-        Ahn et al., "Variational Information Distillation for Knowledge Transfer", arXiv 1904.05835, Eq. 6;
+        Ahn et al., "Variational Information Distillation for Knowledge Transfer", arXiv 1904.05835;
         HobbitLong/RepDistiller, `distiller_zoo/VID.py`.
     """
     check_maps(features, target_features, same="DHW")

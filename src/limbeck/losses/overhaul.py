@@ -20,8 +20,8 @@ class OFDLoss(ConnectedLoss):
     over layers i = 0, ..., L - 1 from shallow to deep; the deepest has factor 1. The public code then divides by 1000
     (CIFAR) or 10000 (ImageNet): that is the term's weight. It also runs the TEACHER in training mode, so that the
     teacher's features have the batch's statistics and its running statistics drift; here the teacher is what the caller
-    evaluates, as a rule a network in evaluation mode. The public code refuses maps of two sizes; here the larger map is
-    average-pooled to the smaller one's size.
+    evaluates, as a rule a network in evaluation mode. The public code has no rule for maps of two sizes; mdistiller
+    pools the teacher's; here the larger map is average-pooled to the smaller one's size.
 
     Args:
         shapes: (D, H, W) of the student's maps of one sample, before the activation, one per layer, shallow first.

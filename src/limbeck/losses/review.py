@@ -20,9 +20,9 @@ class ReviewKDLoss(FeatureLoss):
     From the deepest layer to the shallowest one, a block fuses the student's map with the fused deeper one by two
     attention maps and brings the result to the teacher's channels and size; the hierarchical context loss of each
     level is summed. The deepest layer is the pooled vector, a map of one position. The public code compares with the
-    teacher's maps before the activation; it multiplies the loss by min(epoch / 20, 1) on CIFAR-100 (epochs from 1),
-    which is the term's warm-up. Sizes follow from the shapes; the public code has them as constants. Batch
-    normalisation of a vector needs at least two samples in training mode.
+    teacher's maps before the activation and takes the student's behind it (before it on ImageNet); it multiplies the
+    loss by min(epoch / 20, 1) on CIFAR-100 (epochs from 1), which is the term's warm-up. Sizes follow from the shapes;
+    the public code has them as constants. Batch normalisation of a vector needs two samples or more in training mode.
 
     Args:
         shapes: (D, H, W) of the student's maps of one sample, or (D,) of its vector; shallow first.

@@ -20,8 +20,8 @@ class VIDLoss(ConnectedLoss):
     """Variational information distillation (VID): likelihood of the teacher's maps under a regressor of the student's.
 
     Per layer: three 1 x 1 convolutions without bias, a ReLU between them, and a variance per channel, softplus(a) +
-    1e-5. Both train with the student. mdistiller keeps the variances in a plain list, outside module and optimizer:
-    there they stay 5, and its VID is a tenth of a mean squared difference; its rows of published tables are of that.
+    1e-5. Both train with the student, as in RepDistiller. mdistiller keeps the variances in a plain list, outside the
+    module, the optimizer and the checkpoint: there they stay 5, and its VID is a tenth of a mean squared difference.
 
     Args:
         shapes: (D, H, W) of the student's maps of one sample, one per layer.
