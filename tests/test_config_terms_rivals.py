@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from limbeck import DISTLoss, DKDLoss, NKDLoss, TTMLoss
-from limbeck.config_terms import FeatureTerm, TermOptions
+from limbeck.config_terms import FeatureTerm, LogitTerm
 from limbeck.config_terms_logit import LOGIT_TERMS
 from limbeck.config_terms_self import SELF_TERMS
 from limbeck.losses.adaptive import AKLLoss
@@ -44,7 +44,7 @@ def test_every_term_has_a_module() -> None:
 
 @every_term
 def test_module_has_the_options_of_its_term_in_order_with_their_defaults(name: str) -> None:
-    shared = TermOptions.model_fields.keys() | FeatureTerm.model_fields.keys()
+    shared = LogitTerm.model_fields.keys() | FeatureTerm.model_fields.keys()
     fields = TERMS[name].model_fields
     declared = [(option, field.default) for option, field in fields.items() if option not in shared]
     parameters = inspect.signature(CONSTRUCTORS[name]).parameters.values()
@@ -68,9 +68,41 @@ def test_term_says_what_it_is(name: str) -> None:
     assert all(field.description for option, field in term.model_fields.items() if option != "name")
 
 
-@pytest.mark.parametrize(("name", "option", "value"), [("dkd", "rest_weight", -1.0), ("ttm", "power", 0.0)])
-def test_term_refuses_what_its_module_refuses(name: str, option: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("dkd", "rest_weight", -1.0),
+        ("nkd", "temperature", 0.0),
+        ("ttm", "power", 0.0),
+        ("dist", "intra_weight", -1.0),
+        ("ofa", "power", 0.0),
+        ("ofa", "width", 0),
+        ("ctkd", "temperature_range", 0.0),
+        ("ctkd", "ramp_epochs", -1.0),
+        ("mlkd", "temperatures", ()),
+        ("mlkd", "temperatures", (4.0, 0.0)),
+        ("mlkd", "mask", "half"),
+        ("akl", "head_mass", 1.5),
+        ("tf_kd", "correct", 1.0),
+        ("zipf", "upsample", 0),
+        ("uskd", "mode", "log"),
+    ],
+)
+def test_term_refuses_what_its_module_refuses(name: str, option: str, value: object) -> None:
     with pytest.raises(ValidationError, match=option):
         TERMS[name](**{option: value})
+    known = {"num_classes": 5, "shapes": [(8, 4, 4)]}
+    given = {what: known[what] for what in inspect.signature(CONSTRUCTORS[name]).parameters if what in known}
     with pytest.raises(ValueError, match=option):
-        CONSTRUCTORS[name](**{option: value})
+        CONSTRUCTORS[name](**given, **{option: value})
+
+
+@every_term
+def test_a_loss_with_labels_says_that_it_has_no_form_for_mixtures(name: str) -> None:
+    assert TERMS[name].hard_labels == ("labels" in TERMS[name].inputs)
+
+
+def test_losses_between_two_networks_logits_alone_can_see_them_standardised() -> None:
+    standardised = {name for name, term in TERMS.items() if issubclass(term, LogitTerm)}
+    assert standardised == {"dkd", "nkd", "ttm", "dist", "ctkd", "mlkd", "akl"}
+    assert all(TERMS[name].inputs[:2] == ("logits", "target_logits") for name in standardised)

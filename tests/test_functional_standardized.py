@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from limbeck import DKDLoss, GKLLoss, KLLoss, functional
+from limbeck.functional.multilevel import batch_correlation_loss, class_correlation_loss
 from limbeck.losses import StandardizedLoss
+from limbeck.losses.curriculum import CTKDLoss
+from limbeck.losses.multilevel import MLKDLoss
 
 
 def twin(logits: Tensor) -> Tensor:
@@ -110,6 +113,36 @@ def test_any_loss_is_wrapped_with_its_memory_and_its_reduction() -> None:
     assert not torch.allclose(inner.prior.prior, torch.full((5, 5), 0.2))
     assert torch.isclose(wrapped(student, target, labels), plain(twin(student), twin(target), labels))
     assert "GKLLoss" in repr(wrapped)
+
+
+def test_the_schedule_and_the_parameters_of_a_loss_are_passed_through() -> None:
+    student, target = draw(), draw(seed=1).detach()
+    inner = CTKDLoss(ramp_epochs=4).double()
+    wrapped = StandardizedLoss(inner)
+    wrapped.set_epoch(4)
+    assert inner.strength == -1
+    value = wrapped(student, target)
+    assert torch.isclose(value, inner(twin(student), twin(target)), rtol=1e-6)
+    value.backward()
+    assert [x.grad.item() for x in wrapped.parameters()] == [inner.raw_temperature.grad.item()]
+    again = StandardizedLoss(CTKDLoss())
+    inner.raw_temperature.data.fill_(3.0)
+    again.load_state_dict(wrapped.state_dict())
+    assert again.loss.raw_temperature == 3
+
+
+def test_parts_of_mlkd_may_be_standardised_alone() -> None:
+    student, target = draw(), draw(seed=1).detach()
+    kl = StandardizedLoss(MLKDLoss(class_weight=0.0, batch_weight=0.0, mask="none"))
+    correlations = MLKDLoss(instance_weight=0.0, mask="none")
+    whole = kl(student, target) + correlations(student, target)
+    expected = sum(
+        functional.kl_divergence(twin(student), twin(target), temperature=t, scale_by_t2=True)
+        + class_correlation_loss(student, target, temperature=t)
+        + batch_correlation_loss(student, target, temperature=t)
+        for t in (2.0, 3.0, 4.0, 5.0, 6.0)
+    )
+    assert torch.isclose(whole, expected)
 
 
 def test_standardizing_is_captured_whole_and_has_its_own_dtype_under_autocast() -> None:

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from limbeck.config_terms import FeatureTerm, Fraction, Input, NonNegative, Positive, TermOptions
+from limbeck.config_terms import FeatureTerm, Fraction, Input, LogitTerm, NonNegative, Positive, TermOptions
 
 
-class DKDTerm(TermOptions):
+class DKDTerm(LogitTerm):
     """DKD, decoupled distillation: the label's class against the rest, and the rest among themselves."""
 
     formula: ClassVar[str] = "T² (target_weight · KL(b_t ‖ b_s) + rest_weight · KL(p̂_t ‖ p̂_s)),  b = (p[y], 1 − p[y])"
@@ -25,7 +25,7 @@ class DKDTerm(TermOptions):
     scale_by_t2: bool = Field(True, description="Multiply by the squared temperature.")
 
 
-class NKDTerm(TermOptions):
+class NKDTerm(LogitTerm):
     """NKD, normalised distillation: the label's likelihood by the teacher's belief in it, and the rest renormalised."""
 
     formula: ClassVar[str] = "−target_weight · p_t[y] log p_s[y] − rest_weight · T² Σ_{k≠y} p̂_t log p̂_s"
@@ -42,7 +42,7 @@ class NKDTerm(TermOptions):
     )
 
 
-class TTMTerm(TermOptions):
+class TTMTerm(LogitTerm):
     """TTM, transformed teacher matching: a temperature on the teacher alone; WTTM if `weighted`."""
 
     formula: ClassVar[str] = "U · KL(p_t^g / Σ p_t^g ‖ p_s),  U = 1, or Σ p_t^g if weighted"
@@ -53,7 +53,7 @@ class TTMTerm(TermOptions):
     weighted: bool = Field(False, description="WTTM: multiply each sample by the sum of the teacher's powers.")
 
 
-class DISTTerm(TermOptions):
+class DISTTerm(LogitTerm):
     """DIST: Pearson distance of the probabilities, over the classes and over the batch."""
 
     formula: ClassVar[str] = "T² (inter_weight (1 − r(rows)) + intra_weight (1 − r(columns))),  r: Pearson of p_s, p_t"
@@ -89,7 +89,7 @@ class OFATerm(FeatureTerm):
     )
 
 
-class CTKDTerm(TermOptions):
+class CTKDTerm(LogitTerm):
     """CTKD, curriculum temperature: KL at a temperature that trains against the student."""
 
     formula: ClassVar[str] = "τ² KL(p_t^τ ‖ p_s^τ),  τ = min_temperature + temperature_range · sigmoid(g),  g ascends"
@@ -105,7 +105,7 @@ class CTKDTerm(TermOptions):
     scale_by_t2: bool = Field(True, description="Multiply by the squared temperature, which then pulls at it too.")
 
 
-class MLKDTerm(TermOptions):
+class MLKDTerm(LogitTerm):
     """MLKD, multi-level: KL, and the correlations of classes and of samples, summed over several temperatures."""
 
     formula: ClassVar[str] = "Σ_T T² KL(p_t ‖ p_s) + |P_sᵀP_s − P_tᵀP_t|² / C + |P_sP_sᵀ − P_tP_tᵀ|² / N"
@@ -131,7 +131,7 @@ class MLKDTerm(TermOptions):
     scale_by_t2: bool = Field(True, description="Multiply the KL by the squared temperature.")
 
 
-class AKLTerm(TermOptions):
+class AKLTerm(LogitTerm):
     """AKL, adaptive: KL and reverse KL, weighted per sample by where the student is wrong."""
 
     formula: ClassVar[str] = "(g_h KL(p_t ‖ p_s) + g_r KL(p_s ‖ p_t)) / (g_h + g_r),  g = Σ |p_t − p_s| over head, rest"

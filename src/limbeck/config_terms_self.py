@@ -15,6 +15,7 @@ class TfKDTerm(TermOptions):
     formula: ClassVar[str] = "KL(softmax(u / T) ‖ p_s),  u[y] = correct, else (1 − correct) / (C − 1)"
     paper: ClassVar[str] = "arXiv 1909.11723, CVPR 2020"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "labels")
+    hard_labels: ClassVar[bool] = True
     name: Literal["tf_kd"] = "tf_kd"
     correct: Annotated[float, Field(gt=0, lt=1)] = Field(0.99, description="The virtual teacher's mass of the label.")
     temperature: Positive = Field(20.0, description="Of the virtual teacher, and of the student in mode paper.")
@@ -32,6 +33,7 @@ class ZipfTerm(FeatureTerm):
     paper: ClassVar[str] = "arXiv 2207.12980, ECCV 2022"
     cost: ClassVar[str] = "N·H·W·D·C; N·H·W·C"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "labels", "features", "head")
+    hard_labels: ClassVar[bool] = True
     name: Literal["zipf"] = "zipf"
     features: tuple[str, ...] = feature_names("last")
     dense: bool = Field(True, description="Rank by the votes of the map's positions; false ranks by the logits.")
@@ -47,6 +49,7 @@ class USKDTerm(FeatureTerm):
     paper: ClassVar[str] = "arXiv 2303.13005, ICCV 2023"
     cost: ClassVar[str] = "N·C·log C; linear layer D·C, trainable"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "labels", "features")
+    hard_labels: ClassVar[bool] = True
     name: Literal["uskd"] = "uskd"
     features: tuple[str, ...] = feature_names("hint")
     target_weight: NonNegative = Field(1.0, description="The paper's alpha; published 1 on ImageNet, 0.1 on CIFAR-100.")

@@ -85,7 +85,7 @@ def tf_kd_loss(
     if mode == "paper":
         label, other = math.log(label), math.log(other)
     s = logits.to(widest(logits))
-    scores = torch.where(own, s.new_tensor(label / temperature), s.new_tensor(other / temperature))
+    scores = torch.where(own, s.new_full((), label / temperature), s.new_full((), other / temperature))
     log_q = torch.log_softmax(s if mode == "code" else tempered(s, temperature), -1)
     return reduce(_kl(torch.log_softmax(scores, -1), log_q), reduction)
 

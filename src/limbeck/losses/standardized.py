@@ -11,11 +11,13 @@ from limbeck.losses.base import DivergenceLoss
 class StandardizedLoss(DivergenceLoss):
     """Any loss, of standardised logits: neither shift nor scale of the logits counts.
 
-    The memory of a loss that has one is fed with standardised targets as well. Published for KL as
-    `9 * StandardizedLoss(KLLoss(temperature=2.0, scale_by_t2=True))` beside the cross-entropy of the raw logits.
+    The memory of a loss that has one is fed with standardised targets as well; its schedule, its parameters and its
+    state are passed through. Published for KL as `9 * StandardizedLoss(KLLoss(temperature=2.0, scale_by_t2=True))`
+    beside the cross-entropy of the raw logits. With `MLKDLoss` the published method standardises the KL alone: wrap
+    one with both correlations' weights 0, and add one with `instance_weight=0` that sees the raw logits.
 
     Args:
-        loss: a loss of this package; its `reduction` is that of the whole.
+        loss: a loss of this package that is called with two networks' logits; its `reduction` is that of the whole.
 
     Gradient:
         To those that `loss` gives one, through mean and deviation.
@@ -44,6 +46,10 @@ class StandardizedLoss(DivergenceLoss):
             functional.standardize_logits(logits), functional.standardize_logits(target_logits), labels
         )
         return value
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the loss the epoch that begins, counted from 1."""
+        self.loss.set_epoch(epoch)
 
     def observe(self, target_logits: Tensor, labels: Tensor) -> None:
         """Take in a batch's target predictions, standardised."""
