@@ -17,7 +17,7 @@ from limbeck.config import DataOptions
 from limbeck.data import build_data, normalise
 from limbeck.data.user import UserTraining, first_two
 from limbeck.engine.fit import fit
-from limbeck.engine.interrelations import compute_interrelations, read_cost
+from limbeck.engine.interrelations import compute_interrelations
 from limbeck.engine.run_folder import read_results
 from limbeck.errors import UserError
 from limbeck.functional import interrelations as similarities
@@ -313,7 +313,7 @@ def test_the_file_holds_matrices_and_where_they_come_from(limbeck_says, run, tmp
 def test_every_kind_makes_a_cost_that_the_loss_takes(kind, limbeck_says, run, tmp_path):
     code, output, error = limbeck_says(run, "--kind", kind)
     assert (code, "limbeck:" in error) == (0, False)
-    cost = read_cost(tmp_path / f"{kind}.safetensors", 10)
+    cost = torch.from_numpy(read_interrelations(tmp_path / f"{kind}.safetensors").cost)
     from limbeck import WKDLogitLoss
 
     loss = WKDLogitLoss(cost, temperature=4.0)
@@ -390,12 +390,6 @@ def test_a_mistake_is_one_line(words, expected, limbeck_says, run, tmp_path):
     (line,) = (line for line in error.splitlines() if line.startswith("limbeck: "))
     assert expected in line
     assert not [path for path in tmp_path.iterdir() if path.name != "taken"]
-
-
-def test_the_cost_of_other_classes_is_refused(limbeck_says, run, tmp_path):
-    limbeck_says(run, "--kind", "classifier")
-    with pytest.raises(UserError, match=r"expected the cost between 7 classes, got \(10, 10\)"):
-        read_cost(tmp_path / "classifier.safetensors", 7)
 
 
 def test_the_metadata_are_json_that_other_tools_read(limbeck_says, run, tmp_path):

@@ -108,7 +108,7 @@ def interrelations(
 
         check_ending(plot)
     with loading():
-        from limbeck.engine.interrelations import build_interrelations
+        from limbeck.engine.build_interrelations import build_interrelations
         from limbeck.engine.progress import open_reporter
     place = out or Path(f"{kind}.safetensors")
     with open_reporter() as reporter:

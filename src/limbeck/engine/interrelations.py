@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine import run_folder
 from limbeck.engine.class_features import Reading, Training, find_classifier, pair, sum_up
-from limbeck.engine.fit import open_device
 from limbeck.engine.progress import Reporter
-from limbeck.engine.run_folder import atomic_file, disk_errors, read_results
-from limbeck.engine.teachers import Resources, load_file, load_trained, refuse_other_pixels
 from limbeck.errors import UserError
 from limbeck.functional import interrelations as similarities
 from limbeck.interrelation_files import (
     KINDS,
     PAIRED,
-    InterrelationFile,
     InterrelationRequest,
     Kind,
-    encode,
-    read_interrelations,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from limbeck.config import Recipe
-    from limbeck.data import DataBundle
 
 
 class Measured(NamedTuple):
@@ -129,95 +115,3 @@ def _similarities(
     if request.kind == "centroid":
         return similarities.centroid_cosine(moments.means, center=request.center, negative=request.negative), samples
     return similarities.covariance_alignment(moments.covariances()), samples
-
-
-# --- files ------------------------------------------------------------------------------------------------
-
-
-def build_interrelations(
-    teacher: Path,
-    recipe: Recipe,
-    out: Path,
-    request: InterrelationRequest,
-    *,
-    sharpness: float,
-    data_name: str,
-    reporter: Reporter,
-) -> InterrelationFile:
-    """Compute how alike classes are to a teacher on the training split of some data, and write it to a file.
-
-    Args:
-        teacher: Folder of a finished run, or a file of weights.
-        recipe: Its `data` and `train.device` are read; for a file of weights its `model`.
-        out: The file, written whole or not at all.
-        request: What is to be computed.
-        sharpness: kappa of the cost.
-        data_name: What the data are called in the file.
-        reporter: Whom to tell.
-
-    Returns:
-        What the file holds.
-
-    Raises:
-        UserError: Teacher or data are missing or do not fit, see `compute_interrelations`, or nothing can be written.
-    """
-    with disk_errors(out, "--out"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; choose another --out")
-    data = Resources().data(recipe.data, open_device(recipe.train.device))
-    model, fingerprint = _open(teacher, recipe, data)
-    measured = measure(model.to(data.device), data.train, request, data.num_classes, reporter)
-    cost = similarities.cost_from_interrelations(measured.interrelations, sharpness=sharpness)
-    content = InterrelationFile(
-        interrelations=measured.interrelations.numpy(),
-        cost=cost.numpy(),
-        kind=request.kind,
-        options=request.options(),
-        sharpness=sharpness,
-        teacher=teacher.resolve().name,
-        teacher_fingerprint=fingerprint,
-        data=data_name,
-        data_fingerprint=data.fingerprint,
-        split="training",
-        samples=measured.samples,
-        limbeck=version("limbeck"),
-    )
-    _write(out, content)
-    return content
-
-
-def _open(teacher: Path, recipe: Recipe, data: DataBundle) -> tuple[nn.Module, str]:
-    """Return a teacher's network and the SHA-256 of its weights."""
-    if not teacher.is_dir():
-        return load_file(recipe.model, teacher, data)
-    reported = cast("str", read_results(teacher).get("reported", "last"))
-    model, trained, fingerprint = load_trained(teacher, run_folder.WEIGHTS[reported], data)
-    refuse_other_pixels(trained.data, recipe.data, str(teacher))
-    return model, fingerprint
-
-
-def _write(path: Path, content: InterrelationFile) -> None:
-    try:
-        with atomic_file(path) as file:
-            file.write(encode(content))
-    except UserError as error:  # of a full disk; there is no --run here
-        raise UserError(str(error).replace("another --run", "another --out")) from error
-
-
-def read_cost(path: Path, num_classes: int) -> Tensor:
-    """Return the cost of transport in a file that `limbeck interrelations` wrote, float32 `(C, C)`.
-
-    Args:
-        path: The file.
-        num_classes: C, of the data it is for.
-
-    Raises:
-        UserError: The file is missing, damaged or another one, or of another number of classes.
-    """
-    cost = torch.from_numpy(read_interrelations(path).cost.copy())
-    if cost.shape != (num_classes, num_classes):
-        raise UserError(
-            f"{path}: expected the cost between {num_classes} classes, got {tuple(cost.shape)}; make one of this data"
-        )
-    return cost
