@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from limbeck.engine.class_features import Reading, Training, find_classifier, pair, sum_up
