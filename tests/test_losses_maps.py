@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limbeck.config import ModelOptions
 from limbeck.config_terms import FeatureTerm
-from limbeck.config_terms_maps import MAPS_TERMS
+from limbeck.config_terms_maps import MAPS_TERMS, CATTerm
 from limbeck.functional.attention import attention_transfer
 from limbeck.functional.hint import hint_mse
 from limbeck.functional.inter_channel import inter_channel_correlation
@@ -30,6 +31,9 @@ from limbeck.losses.overhaul import OFDLoss
 from limbeck.losses.review import ReviewKDLoss
 from limbeck.losses.selectivity import NSTLoss
 from limbeck.losses.variational import VIDLoss
+from limbeck.models import build_model
+from limbeck.models.stages import layer_paths
+from limbeck.models.taps import FeatureTaps
 
 Shapes = list[tuple[int, ...]]
 
@@ -282,6 +286,18 @@ def test_class_attention_takes_one_layer_and_linear_classifiers() -> None:
     with pytest.raises(TypeError, match="`target_head` expected a linear classifier"):
         CATLoss()(own, target, head, nn.Identity())
     assert CATLoss(pool=1)(own, target, head, target_head) < CATLoss(pool=4)(own, target, head, target_head)
+
+
+@pytest.mark.parametrize("network", ["resnet8", "wrn_16_1", "mobilenet_v2", "shufflenet_v2"])
+def test_class_attention_looks_at_the_map_that_the_classifier_averages(network: str) -> None:
+    """Behind the last stage there may be another layer; the mean of the class maps is the logits less the bias."""
+    model = build_model(ModelOptions(name=network), image_shape=(3, 32, 32), num_classes=10, seed=0).eval()
+    with torch.no_grad():
+        logits, features = FeatureTaps(model, layer_paths(model, CATTerm().features))(torch.ones(2, 3, 32, 32))
+    nothing = nn.Linear(features[0].shape[1], 10)
+    nn.init.zeros_(nothing.weight)
+    value = CATLoss(pool=1)(features, features, model.head, nothing)
+    assert torch.isclose(value, (logits - model.head.bias).square().mean(), rtol=1e-4)
 
 
 def test_review_fuses_from_deep_to_shallow() -> None:

@@ -63,7 +63,7 @@ class CATTerm(FeatureTerm):
     cost: ClassVar[str] = "N·H·W·D + N·C·D·pool²"
     inputs: ClassVar[tuple[Input, ...]] = ("features", "target_features", "head", "target_head")
     name: Literal["cat"] = "cat"
-    features: tuple[str, ...] = feature_names("last")
+    features: tuple[str, ...] = feature_names("features.pooled:input")  # MobileNetV2 has a layer behind its last stage
     pool: Annotated[int, Field(ge=1)] = Field(
         2, description="Positions along an axis after pooling; published 4 with ShuffleNets."
     )
