@@ -73,7 +73,7 @@ def dense_votes(features: Tensor, weight: Tensor, bias: Tensor | None = None, *,
     if features.dim() != 4 or weight.dim() != 2 or features.shape[1] != weight.shape[1] or not features.numel():
         raise ValueError(
             f"`features` expected a map (N, {weight.shape[-1]}, H, W) that the classifier {tuple(weight.shape)} reads, "
-            f"got {tuple(features.shape)}; take the last stage's"
+            f"got {tuple(features.shape)}; take the last stage's, or rank by the logits (`dense=False`)"
         )
     if upsample < 1:
         raise ValueError(f"`upsample` expected at least 1, got {upsample}")
