@@ -26,7 +26,7 @@ SETTINGS = {"config", "config_adversary", "config_data", "config_losses", "confi
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "draws": set(),
-    "config": {"config_adversary", "config_data", "config_losses", "config_models", "config_terms", "errors"},
+    "config": {"config_adversary", "config_data", "config_losses", "config_models", "errors"} | TERMS,
     "config_terms": set(),
     **{terms: {"config_terms"} for terms in TERMS - {"config_terms"}},
     "config_losses": TERMS,

@@ -113,6 +113,12 @@ def train(
         Path | None, typer.Option(metavar="FOLDER", help="Run folder.", show_default="runs/RECIPE, / as -")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, to the bit.")] = False,
+    generations: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Born-again networks: so many runs, each learns from the one before. Goes on by itself."
+        ),
+    ] = 1,
 ) -> None:
     """Train one recipe into a run folder."""
     from limbeck.config_files import check_teachers, default_folder, load_recipe
@@ -120,13 +126,17 @@ def train(
     options = load_recipe(recipe, overrides or ())
     check_teachers(options)
     folder = run or default_folder(recipe)
-    from limbeck.listings import loading, print_results, print_robustness
+    from limbeck.listings import loading, print_generations, print_results, print_robustness
 
     with loading():
         from limbeck.engine.fit import fit
+        from limbeck.engine.generations import train_generations
         from limbeck.engine.progress import open_reporter
         from limbeck.engine.robustness import read_figures
 
+    if generations > 1:
+        print_generations(train_generations(options, folder, generations, reporter=open_reporter()), folder)
+        return
     print_results(fit(options, folder, resume=resume, reporter=open_reporter()), folder)
     if figures := read_figures(folder):
         print_robustness(figures)

@@ -34,6 +34,7 @@ from limbeck.config_terms import (
     TermOptions,
     did_you_mean,
 )
+from limbeck.config_terms_transport import WKDLogitTerm
 
 __all__ = [
     "OWN_TEST",
@@ -70,6 +71,7 @@ __all__ = [
     "Term",
     "TermOptions",
     "TrainOptions",
+    "WKDLogitTerm",
     "did_you_mean",
     "loss_options",
 ]

@@ -23,6 +23,7 @@ from limbeck.errors import UserError, reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
+METHODS = "methods"  # the recipe that a folder of recipes stands for
 RECIPES = Path(__file__).parent / "recipes"
 HEADER_FIELDS = ("Source", "Expected", "Spread", "Seeds", "Hardware", "Reproduced")
 
@@ -85,7 +86,8 @@ def find_recipe(name_or_path: str) -> Path:
     """Return the file of a recipe.
 
     Args:
-        name_or_path: a file, `<task>/<data>/<name>`, or the end of one such name where it is the only one.
+        name_or_path: a file, `<task>/<data>/<name>`, or the end of one such name where it is the only one; without
+            the last part it is `methods`.
 
     Raises:
         UserError: no such recipe, or several.
@@ -96,7 +98,7 @@ def find_recipe(name_or_path: str) -> Path:
             raise UserError(f"recipe `{name_or_path}`: no such file")
         return path
     wanted = name_or_path.strip("/")
-    matches = [name for name in recipe_names() if f"/{name}".endswith(f"/{wanted}")]
+    matches = [name for name in recipe_names() if f"/{name}".endswith((f"/{wanted}", f"/{wanted}/{METHODS}"))]
     if len(matches) == 1:
         return RECIPES / f"{matches[0]}.yaml"
     if matches:
@@ -291,7 +293,7 @@ def check_teachers(recipe: Recipe) -> None:
 
 
 def select_rows(recipe: Recipe, rows: str | None) -> tuple[str, ...] | None:
-    """Return the rows of a comparison that a comma-separated list names; None, for all, when there is no list.
+    """Return the rows of a comparison that a comma-separated list names; None for all: no list, or `all`.
 
     Raises:
         UserError: the recipe has no rows, no such row, or the baseline is left out.
@@ -299,7 +301,7 @@ def select_rows(recipe: Recipe, rows: str | None) -> tuple[str, ...] | None:
     known = recipe.compare.contenders
     if not known:
         raise UserError("the recipe has no rows to compare; `limbeck recipes distill/digits/few-labels` shows some")
-    if rows is None:
+    if rows is None or rows.strip() == "all":
         return None
     chosen = tuple(dict.fromkeys(row.strip() for row in rows.split(",") if row.strip()))
     for row in chosen:

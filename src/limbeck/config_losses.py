@@ -9,13 +9,19 @@ from pydantic import Field
 from limbeck.config_terms import DIVERGENCE_TERMS, FeatureTerm, TermOptions
 from limbeck.config_terms_logit import LOGIT_TERMS
 from limbeck.config_terms_maps import MAPS_TERMS
+from limbeck.config_terms_moments import MOMENTS_TERMS
+from limbeck.config_terms_relations import RELATIONS_TERMS
+from limbeck.config_terms_self import SELF_TERMS
 from limbeck.config_terms_transport import TRANSPORT_TERMS
 
 TERMS: dict[str, type[TermOptions]] = {
     **DIVERGENCE_TERMS,
     **LOGIT_TERMS,
     **TRANSPORT_TERMS,
+    **MOMENTS_TERMS,
     **MAPS_TERMS,
+    **RELATIONS_TERMS,
+    **SELF_TERMS,
 }
 
 if TYPE_CHECKING:

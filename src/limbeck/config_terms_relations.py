@@ -79,7 +79,6 @@ class CRDTerm(FeatureTerm):
     positive: Literal["exact", "relax"] = Field(
         "exact", description="exact: the same image; relax: a random one of its class."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the negatives and the banks' first rows.")
 
 
 class EMDTerm(FeatureTerm):

@@ -67,10 +67,8 @@ def print_losses() -> None:
         for name, term in TERMS.items()
     ]
     print_table(("loss", "formula · paper · needs · cost beside the forward passes"), rows)
-    say(
-        "p_t: the teacher's softmax; p_s: the student's; Δ_ij: differences of two logits; y: the label; w: weights, rows"
-    )
-    say("of the class prior or the sample's own softmax; F: features. N samples, C classes, D features, H·W positions.")
+    say("p_t: the teacher's softmax; p_s: the student's; Δ_ij: differences of two logits; y: the label; w: weights,")
+    say("rows of the class prior or the sample's own softmax; N samples, C classes, D features, H·W positions.")
     say(f"{len(TERMS)} losses. `limbeck losses NAME` explains the options of one.")
 
 
@@ -168,6 +166,24 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     ]
     _print_metrics(measured)
     say(f"Epochs: {results['epochs']}, in {results['train_seconds']:.1f} s. Run folder: {folder}")
+
+
+def print_generations(content: Mapping[str, Any], folder: Path) -> None:
+    """Print what generations.json holds: each generation alone, and the ensemble of all up to it."""
+    rows = [
+        (
+            generation["run"],
+            *(
+                f"{generation[which][metric] * factor:.{digits}f}"
+                for which in ("test", "ensemble")
+                for metric, factor, digits in (("top1", 100, 2), ("nll", 1, 3))
+            ),
+        )
+        for generation in content["generations"]
+    ]
+    titles = ("generation", "test top-1, %", "NLL, nats", "ensemble top-1, %", "ensemble NLL")
+    print_table(titles, rows, numbers=True)
+    say(f"The ensemble averages the probabilities of all generations up to a line. Folder: {folder}")
 
 
 def print_metrics(metrics: Mapping[str, Any], which: str) -> None:

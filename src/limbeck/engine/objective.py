@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from limbeck.data import Source
+from limbeck.data import Batch, Source
+from limbeck.engine.interrelations import compute_interrelations
+from limbeck.engine.views import without_memory
 from limbeck.errors import UserError
+from limbeck.functional.interrelations import cost_from_interrelations, uniform_interrelations
+from limbeck.interrelation_files import KINDS, read_interrelations
 from limbeck.objectives import Facts, Supervised, build_objective
 
 if TYPE_CHECKING:
@@ -15,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from limbeck.config import Recipe
+    from limbeck.config import Recipe, WKDLogitTerm
     from limbeck.data import DataBundle
     from limbeck.engine.teachers import Teacher
 
@@ -42,15 +48,56 @@ def open_objective(
     Raises:
         UserError: A loss does not fit the networks or the data.
     """
+    example = torch.zeros(1, *data.image_shape, device=data.device)
     facts = Facts(
         num_classes=data.num_classes,
-        example=torch.zeros(1, *data.image_shape, device=data.device),
+        example=example,
         train_labels=data.train.labels if isinstance(data.train, Source) else None,
+        costs=partial(_cost, data, teachers),
         seed=recipe.seed,
     )
     networks = [teacher.model for teacher in teachers]
     try:
-        objective = build_objective(recipe, model, networks, facts, recorded, guide)
-    except ValueError as error:
+        objective = build_objective(recipe, model, networks, facts, recorded, guide).to(data.device)
+        if any("features" in term.inputs for term in recipe.losses):
+            _rehearse(objective, example)
+    except (TypeError, ValueError) as error:
         raise UserError(f"`losses`: {error}") from error
-    return objective.to(data.device)
+    return objective
+
+
+@torch.no_grad()
+def _rehearse(objective: Supervised, example: Tensor) -> None:
+    """Let the losses look at two empty images, in eval mode, so that layers that do not fit are found at once."""
+    modes = [(part, part.training) for part in objective.modules()]
+    places = torch.zeros(2, dtype=torch.int64, device=example.device)
+    objective.eval()
+    try:
+        objective(Batch(example.repeat(2, *[1] * (example.dim() - 1)), places, places, step=0))
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _cost(data: DataBundle, teachers: Sequence[Teacher], position: int, term: WKDLogitTerm) -> Tensor:
+    """Return the `(C, C)` cost of transport that a term names: of a file, or computed from a teacher."""
+    kind = next((kind for kind in KINDS if kind == term.interrelations), None)
+    if term.transport_weight == 0:
+        kind = "uniform"  # none is used
+    if kind is None:
+        found = torch.from_numpy(read_interrelations(Path(term.interrelations)).interrelations)
+        if found.shape != (data.num_classes, data.num_classes):
+            raise UserError(
+                f"{term.interrelations}: expected interrelations of {data.num_classes} classes, as `{data.name}` has, "
+                f"got {len(found)}; make them with `limbeck interrelations`"
+            )
+        return cost_from_interrelations(found, sharpness=term.sharpness)
+    if kind == "uniform":
+        return cost_from_interrelations(uniform_interrelations(data.num_classes).float(), sharpness=term.sharpness)
+    if not teachers:
+        raise UserError(
+            f"`interrelations: {kind}` are a teacher's, and this task has none; name a file, or take uniform"
+        )
+    network = without_memory(teachers[position].model)
+    found = compute_interrelations(network, data.train, kind=kind, num_classes=data.num_classes)
+    return cost_from_interrelations(found, sharpness=term.sharpness)

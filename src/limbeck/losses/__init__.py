@@ -5,9 +5,14 @@ from limbeck.losses.attention import ATLoss
 from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_attention import CATLoss
 from limbeck.losses.class_prior import ClassPrior, PriorStatus
+from limbeck.losses.congruence import CCLoss
+from limbeck.losses.contrastive import CRDLoss
 from limbeck.losses.correlation import DISTLoss
 from limbeck.losses.curriculum import CTKDLoss
 from limbeck.losses.decoupled import DKDLoss
+from limbeck.losses.feature import FeatureLoss
+from limbeck.losses.feature_distributions import FeatureDistributionLoss
+from limbeck.losses.gaussian import WKDFeatureLoss
 from limbeck.losses.gkl import DKLLoss, GKLLoss, IKLLoss
 from limbeck.losses.hint import FitNetLoss
 from limbeck.losses.inter_channel import ICKDLoss
@@ -19,24 +24,36 @@ from limbeck.losses.normalized import NKDLoss
 from limbeck.losses.notation import Translation, translate
 from limbeck.losses.one_for_all import OFALoss
 from limbeck.losses.overhaul import OFDLoss
+from limbeck.losses.projectors import build_projector
+from limbeck.losses.proximal_transport import EMDLoss
+from limbeck.losses.relational import RKDLoss
 from limbeck.losses.review import ReviewKDLoss
 from limbeck.losses.schedules import cosine_decay
 from limbeck.losses.selectivity import NSTLoss
+from limbeck.losses.similarity import PKTLoss, SPLoss
 from limbeck.losses.standardized import StandardizedLoss
+from limbeck.losses.teacher_free import TfKDLoss
 from limbeck.losses.transformed import TTMLoss
+from limbeck.losses.universal_self import USKDLoss
 from limbeck.losses.variational import VIDLoss
 from limbeck.losses.wasserstein import WKDLogitLoss
+from limbeck.losses.zipf import ZipfLoss
 
 __all__ = [
     "AKLLoss",
     "ATLoss",
     "CATLoss",
+    "CCLoss",
+    "CRDLoss",
     "CTKDLoss",
     "ClassPrior",
     "DISTLoss",
     "DKDLoss",
     "DKLLoss",
     "DivergenceLoss",
+    "EMDLoss",
+    "FeatureDistributionLoss",
+    "FeatureLoss",
     "FitNetLoss",
     "GKLLoss",
     "ICKDLoss",
@@ -50,14 +67,22 @@ __all__ = [
     "NSTLoss",
     "OFALoss",
     "OFDLoss",
+    "PKTLoss",
     "PriorStatus",
+    "RKDLoss",
     "ReverseKLLoss",
     "ReviewKDLoss",
+    "SPLoss",
     "StandardizedLoss",
     "TTMLoss",
+    "TfKDLoss",
     "Translation",
+    "USKDLoss",
     "VIDLoss",
+    "WKDFeatureLoss",
     "WKDLogitLoss",
+    "ZipfLoss",
+    "build_projector",
     "cosine_decay",
     "translate",
 ]

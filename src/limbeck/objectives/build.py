@@ -19,11 +19,11 @@ from limbeck.models.stages import layer_norms
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from limbeck.config import FeatureTerm, Term
+    from limbeck.config import FeatureTerm, Term, WKDLogitTerm
     from limbeck.objectives.layers import Layers
 
 # The (C, C) cost between classes that a teacher, by its position, gives a term.
-Costs = Callable[[int, "Term"], "Tensor"]
+Costs = Callable[[int, "WKDLogitTerm"], "Tensor"]
 
 LOSSES: Mapping[str, type[DivergenceLoss]] = {
     "kl": losses.KLLoss,
@@ -51,6 +51,17 @@ LOSSES: Mapping[str, type[DivergenceLoss]] = {
     "vid": losses.VIDLoss,
     "review_kd": losses.ReviewKDLoss,
     "ofd": losses.OFDLoss,
+    "wkd_feature": losses.WKDFeatureLoss,
+    "feature_distribution": losses.FeatureDistributionLoss,
+    "rkd": losses.RKDLoss,
+    "cc": losses.CCLoss,
+    "pkt": losses.PKTLoss,
+    "sp": losses.SPLoss,
+    "crd": losses.CRDLoss,
+    "emd": losses.EMDLoss,
+    "tf_kd": losses.TfKDLoss,
+    "zipf": losses.ZipfLoss,
+    "uskd": losses.USKDLoss,
 }
 
 # What the run gives to a constructor that has a parameter of the name; everything else is an option of the term.

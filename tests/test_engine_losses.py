@@ -1,0 +1,79 @@
+"""Every loss of the catalogue trains in the engine, from a recipe, and a run of it resumes to the bit."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from engine_runs import Hook, assert_same_run, recipe
+
+from limbeck.config import TERMS
+from limbeck.engine.fit import fit
+from limbeck.errors import Interrupted, UserError
+
+CONVNET = {"name": "convnet", "width": 4, "depth": 3}
+FEW = {"crd": {"negatives": 16, "dim": 8}, "mlkd": {"temperatures": [2.0, 4.0]}}
+LOSSES = sorted(TERMS.keys() - {"cross_entropy", "mart"})
+STOP = 5  # of 14 steps
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    fit(recipe(model={**CONVNET, "width": 8}, train={"epochs": 1}), run)
+    return run
+
+
+def student(teacher, *terms, **changes):
+    base = {
+        "task": "distill",
+        "teachers": [{"run": str(teacher)}],
+        "model": CONVNET,
+        "losses": [{"name": "cross_entropy"}, *terms],
+        "data": {"augment": {"crop_padding": 1}},
+        "optimizer": {"learning_rate": 0.01, "clip_norm": 1.0},
+    }
+    return recipe(**{**base, **changes})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_run_resumes_to_the_bit(name, teacher, tmp_path):
+    options = student(teacher, {"name": name, "weight": 0.01, **FEW.get(name, {})})
+    fit(options, tmp_path / "whole")
+
+    def interrupt(step: int) -> None:
+        if step == STOP:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        fit(options, tmp_path / "broken", reporter=Hook(interrupt))
+    fit(options, tmp_path / "broken", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_loss_for_maps_refuses_a_network_without_them_before_training(teacher, tmp_path):
+    options = student(teacher, {"name": "at"}, model={"name": "mlp", "width": 8, "depth": 2})
+    with pytest.raises(UserError, match=r"^`losses`: .*\(N, D, H, W\).*got"):
+        fit(options, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_unequal_numbers_of_layers_are_refused_before_training(teacher, tmp_path):
+    options = student(teacher, {"name": "at"}, model={**CONVNET, "depth": 4})
+    with pytest.raises(UserError, match=r"`losses`: .*as many layers of the student as of the teacher, got 3 and 2"):
+        fit(options, tmp_path / "run")
+
+
+def test_a_layer_that_is_not_there_is_an_error_of_one_line(teacher, tmp_path):
+    options = student(teacher, {"name": "at", "features": ["stage9"]})
+    with pytest.raises(UserError, match=r"`losses`: `features`: the network has no module `stage9`; expected a path"):
+        fit(options, tmp_path / "run")
+
+
+def test_a_rehearsal_leaves_no_trace(teacher, tmp_path):
+    terms = [{"name": name, "weight": 0.0} for name in ("fitnet", "review_kd", "vid")]
+    plain = {"optimizer": {"learning_rate": 0.01}}  # a clipped norm is summed over the losses' parameters too
+    fit(student(teacher, *terms, **plain), tmp_path / "with")
+    fit(student(teacher, **plain), tmp_path / "without")
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("with", "without")]
+    assert weights[0] == weights[1]
