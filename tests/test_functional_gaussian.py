@@ -190,6 +190,16 @@ def test_positions_are_a_set_and_tokens_are_positions(covariance: str) -> None:
     assert torch.isclose(both, expected, rtol=1e-10)
 
 
+def test_a_constant_cell_has_no_variance_whatever_lies_beside_it() -> None:
+    x = torch.zeros(1, 64, 8, 8)
+    x[..., 4:] = 300 * torch.rand(64, 1, 1, generator=torch.Generator().manual_seed(0))
+    x.requires_grad_()
+    for grid in (2, 4):
+        value = functional.gaussian_wasserstein(x, torch.zeros_like(x), mean_weight=0.0, grid=grid)
+        assert value / 64 < 1e-2  # rounding: 1e-7 of the squared step
+        assert torch.autograd.grad(value, x)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_it_is_captured_whole_and_ignores_autocast(covariance: str) -> None:
     x, y = (z.detach().float() for z in maps())

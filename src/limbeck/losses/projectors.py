@@ -77,6 +77,8 @@ def build_projector(
 class ProjectedLoss(FeatureLoss):
     """A loss of features with a projector per layer, trained with the student; the targets are detached.
 
+    In training mode `forward` moves the running statistics of the projectors' batch normalisation, and nothing else.
+
     Args:
         shapes: of the student's features of one sample, one per layer.
         target_shapes: of the teacher's.
