@@ -91,6 +91,18 @@ def test_a_checkpoint_inside_another_module_is_checked_too() -> None:
         whole.load_state_dict({"loss.cost": 1.3 * (1 - torch.eye(3))})
 
 
+def test_rounding_errors_of_a_cost_are_removed_whichever_way_it_comes() -> None:
+    exact = 0.6 * (1 - torch.eye(3))
+    exact[0, 1] = exact[1, 0] = 0.0
+    rounded = exact + 1e-6 * torch.tensor([[1.0, -1.0, 0.0], [-1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    loaded = WKDLogitLoss(0.3 * (1 - torch.eye(3)))
+    loaded.load_state_dict({"cost": rounded})
+    for loss in (WKDLogitLoss(rounded), loaded):
+        assert torch.equal(loss.cost, exact)
+        assert torch.equal(loss.kernel, WKDLogitLoss(exact).kernel)
+    assert rounded.min() < 0  # what the caller holds is as it was
+
+
 # --- weights --------------------------------------------------------------------------------------------------
 
 

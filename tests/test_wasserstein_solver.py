@@ -196,6 +196,21 @@ def test_a_uniform_cost_is_captured_whole_and_has_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(lambda s: loss(s, target.detach(), labels), (student,))
 
 
+@pytest.mark.parametrize("gradient", ["unrolled", "implicit"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_uniform_costs_and_implicit_gradients_stay_finite_at_extreme_logits(dtype: torch.dtype, gradient: str) -> None:
+    student = torch.tensor([[6e4, -6e4, 0.0, 1.0], [60.0, -40.0, 0.0, 3e4]], dtype=dtype, requires_grad=True)
+    target = student.detach().flip(-1).clone().requires_grad_()
+    uniform = 0.79 * (1 - torch.eye(4))
+    other = uniform.clone()
+    other[0, 1] = other[1, 0] = 0.3
+    for cost, reg, separate_target in itertools.product((uniform, other), (0.05, 0.01), (True, False)):
+        options = {"temperature": 1.0, "reg": reg, "iterations": 50, "separate_target": separate_target}
+        value = WKDLogitLoss(cost, gradient=gradient, **options)(student, target, torch.tensor([1, 2]))
+        assert value.isfinite()
+        assert all(x.isfinite().all() and x.dtype == dtype for x in gradients(value, student, target))
+
+
 # --- the implicit gradient ------------------------------------------------------------------------------------
 
 

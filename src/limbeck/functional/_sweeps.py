@@ -11,6 +11,7 @@ derivatives; where more is asked (transforms, compilation, second derivatives), 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -260,7 +261,7 @@ def _implicit(root_a: Tensor, v: Tensor, kv: Tensor, moved: Tensor, kernel: Kern
     return to_a, (to_v - _times(to_a / kv, k)).mul_(v)
 
 
-def _conjugate_gradients(apply: Any, right: Tensor, steps: int) -> Tensor:
+def _conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, steps: int) -> Tensor:
     """Per row, from 0; a row stops where its residual is rounding. Nothing waits for the device."""
     solution, residual = torch.zeros_like(right), right
     direction, square = right, (right * right).sum(-1, keepdim=True)

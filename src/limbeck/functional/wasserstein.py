@@ -76,7 +76,7 @@ def sinkhorn(
 
     Raises:
         TypeError: not tensors, or not floating.
-        ValueError: shapes differ or are empty; an option out of range; unknown mode or reduction.
+        ValueError: shapes differ or are empty; an option is out of range or unknown; implicit in published mode.
 
     Gradient:
         To both sides, all orders when unrolled; none to `cost`. Implicit: first order, by conjugate gradients, as many
@@ -149,7 +149,7 @@ def wkd_logit(
 
     Raises:
         TypeError: logits or cost not floating; labels not integers.
-        ValueError: shapes differ or are empty; a label or an option out of range; unknown mode or reduction.
+        ValueError: shapes differ or are empty; a label or an option is out of range or unknown.
 
     Gradient:
         `target`: to `logits`; the target's probability is detached. `transport`: to both sides and a tensor

@@ -162,7 +162,7 @@ class WKDLogitLoss(DivergenceLoss):
 
 def _take_loaded(module: WKDLogitLoss, _: object) -> None:
     """After a checkpoint brought another cost."""
-    module.cost.clamp_min_(0.0)
+    module.cost.clamp_min_(0.0).fill_diagonal_(0.0)
     module._make_kernel()
 
 
@@ -189,11 +189,11 @@ def _is_uniform(cost: Tensor) -> bool:
         return False
     off = ~torch.eye(len(cost), dtype=torch.bool, device=cost.device)
     low, high = torch.aminmax(cost[off])
-    return bool(low == high) and not bool(cost.diagonal().any())
+    return bool(low == high)
 
 
 def _checked(cost: Tensor, reg: float) -> Tensor:
-    """Return the cost in at least float32, rounding errors below 0 removed."""
+    """Return the cost in at least float32, rounding errors below 0 and on the diagonal removed."""
     transport.check_square(cost)
     cost = cost.detach().to(widest(cost), copy=True)
     low, high = (bound.item() for bound in torch.aminmax(cost))
@@ -209,4 +209,4 @@ def _checked(cost: Tensor, reg: float) -> Tensor:
             f"`reg` expected at least {high / LARGEST_EXPONENT:g} (the largest cost / {LARGEST_EXPONENT:g}), got "
             f"{reg:g}; below, exp(-cost / reg) leaves float32: raise `reg` or divide `cost`"
         )
-    return cost.clamp_min(0.0)
+    return cost.clamp_min_(0.0).fill_diagonal_(0.0)
