@@ -16,7 +16,7 @@ class RKDTerm(FeatureTerm):
 
     formula: ClassVar[str] = "distance_weight · 1/N² Σ ℓ(d_s, d_t) + angle_weight · 1/N³ Σ ℓ(cos∠_s, cos∠_t)"
     paper: ClassVar[str] = "arXiv 1904.05068, CVPR 2019"
-    cost: ClassVar[str] = "N²·D + N³; cosines of 256 samples at a time"
+    cost: ClassVar[str] = "N²·D + N³; 4 million cosines at a time"
     name: Literal["rkd"] = "rkd"
     features: tuple[str, ...] = feature_names("pooled")
     distance_weight: NonNegative = Field(25.0, description="Factor of the distances' difference.")

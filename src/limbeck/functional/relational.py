@@ -11,7 +11,7 @@ from limbeck.functional._check import full_precision
 from limbeck.functional._samples import flat_pair
 
 Seen = tuple[Tensor, Tensor, Tensor]
-BLOCK_ELEMENTS = 2**24  # cosines held at a time: 64 MB in float32, all of a batch of 256
+BLOCK_ELEMENTS = 2**22  # cosines held at a time: 16 MB in float32, all of a batch of 161
 
 
 @full_precision
@@ -23,8 +23,8 @@ def relational_distance(features: Tensor, target_features: Tensor) -> Tensor:
 
     The mean is over all N^2 pairs, the diagonal's zeros included, as in the public code. It couples the batch, so it
     has no `reduction`; under data parallelism each rank relates its own samples. Distances come from one product of
-    the centred features; two samples that lie nearer than its rounding (3e-3 of their distance from the batch's mean
-    in float32) have distance 0, where the public code has its floor of 1e-6.
+    the centred features; two samples that lie nearer than its rounding (about 1e-3 of their distance from the batch's
+    mean in float32) have distance 0, where the public code has its floor of 1e-6.
 
     Args:
         features: (N, D) or (N, D, ...), flattened behind N, any floating dtype; what trains.
@@ -64,7 +64,7 @@ def relational_angle(features: Tensor, target_features: Tensor) -> Tensor:
     The mean is over all N^3 triplets, as in the public code; where two of three samples coincide the cosine is 0 (1
     between a direction and itself). It couples the batch, so it has no `reduction`; under data parallelism each rank
     relates its own samples. All cosines come from one product of the centred features, never from (N, N, D)
-    differences; above 256 samples they are made block by block, and again in the backward pass.
+    differences; above 161 samples they are made block by block, and again in the backward pass.
 
     Args:
         features: (N, D) or (N, D, ...), flattened behind N, any floating dtype; what trains.

@@ -101,10 +101,10 @@ class CRDLoss(FeatureLoss):
         self.sampler = ContrastSampler(train_labels, negatives, positive, seed)
         self.temperature, self.momentum = temperature, momentum
         self.head, self.target_head = (nn.Linear(width(shape[0]), dim) for shape in (shapes, target_shapes))
-        rows = torch.rand(2, len(train_labels), dim, generator=torch.Generator().manual_seed(seed))
-        rows = (2 * rows - 1) / math.sqrt(dim / 3)
-        self.register_buffer("bank", rows[0].clone())
-        self.register_buffer("target_bank", rows[1].clone())
+        generator, bound = torch.Generator().manual_seed(seed), math.sqrt(3 / dim)
+        for name in ("bank", "target_bank"):
+            rows = torch.empty(len(train_labels), dim, dtype=torch.float32)
+            self.register_buffer(name, rows.uniform_(-bound, bound, generator=generator))
         self.register_buffer("normalizers", torch.zeros(2))  # of the student's scores, of the teacher's; 0: not set
         self._normalized = False
         self._waiting: list[_Seen] = []
