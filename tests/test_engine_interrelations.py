@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from limbeck.cli import main
 from limbeck.config import DataOptions
 from limbeck.data import build_data, normalise
 from limbeck.data.user import UserTraining, first_two
+from limbeck.engine import build_interrelations
 from limbeck.engine.fit import fit
 from limbeck.engine.interrelations import compute_interrelations
 from limbeck.engine.run_folder import read_results
@@ -113,12 +117,14 @@ def test_fewer_samples_are_the_first_of_the_draw_and_another_seed_draws_others(m
         assert (other - result).abs().max() > 0.05
 
 
-def test_an_unfinished_pairing_keeps_no_more_than_its_samples(model, train, monkeypatch):
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_no_more_samples_are_kept_than_the_default_allows(in_memory, model, train, monkeypatch):
     monkeypatch.setattr(class_features, "MOST", 30)
-    result = compute_interrelations(model, loader_of(train, 64), kind="cka", num_classes=10)
-    torch.testing.assert_close(
-        result.double(), similarities.linear_cka(torch.stack(by_class(model, train, 30))), **EXACT
-    )
+    source = train if in_memory else loader_of(train, 64)
+    result = compute_interrelations(model, source, kind="cka", num_classes=10)
+    expected = similarities.linear_cka(torch.stack(by_class(model, train, 30)))
+    torch.testing.assert_close(result.double(), expected, **EXACT)
+    assert compute_interrelations(model, source, kind="cka", num_classes=10, per_class=40)[0, 1] != result[0, 1]
 
 
 def test_classifier_and_uniform_need_no_data(model):
@@ -390,6 +396,34 @@ def test_a_mistake_is_one_line(words, expected, limbeck_says, run, tmp_path):
     (line,) = (line for line in error.splitlines() if line.startswith("limbeck: "))
     assert expected in line
     assert not [path for path in tmp_path.iterdir() if path.name != "taken"]
+
+
+def test_a_run_is_looked_at_with_the_pixels_it_knows(limbeck_says, run, tmp_path):
+    code, _, error = limbeck_says(run, "--set", "data.standardise=false")
+    assert code == 2
+    assert "expected `data.standardise` false, as the student's, got true" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_weights_are_those_that_the_run_reports(limbeck_says, run, tmp_path):
+    folder = tmp_path / "best"
+    shutil.copytree(run, folder)
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps({**results, "reported": "best"}))
+    limbeck_says(folder, "--kind", "classifier")
+    fingerprint = read_interrelations(tmp_path / "classifier.safetensors").teacher_fingerprint
+    assert fingerprint == hashlib.sha256((folder / "best.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_full_disk_asks_for_another_file_and_leaves_none(limbeck_says, run, tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build_interrelations, "encode", refuse)
+    code, _, error = limbeck_says(run, "--kind", "classifier")
+    assert code == 2
+    assert "classifier.safetensors: cannot be written (no space left on device); choose another --out" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_metadata_are_json_that_other_tools_read(limbeck_says, run, tmp_path):

@@ -163,8 +163,7 @@ def _recipe_of_run(run: Path, data: str | None) -> tuple[Recipe, str]:
     if data is None or data == own.data.name:
         return own, own.data.name
     if data in _data_sets():
-        seen = DataOptions.model_validate({"name": data, "standardise": own.data.standardise})
-        return own.model_copy(update={"data": seen}), data
+        return own.model_copy(update={"data": DataOptions.model_validate({"name": data})}), data
     return _read_recipe(data), short_name(data)
 
 
