@@ -66,6 +66,9 @@ def dense_votes(features: Tensor, weight: Tensor, bias: Tensor | None = None, *,
         >>> maps = torch.tensor([[[[3.0, 1.0, 0.0]], [[0.0, 2.0, 1.0]]]])  # one image, 2 features, 1 x 3 positions
         >>> dense_votes(maps, torch.eye(2))
         tensor([[1, 2]])
+
+    Reference:
+        Liang et al., arXiv 2207.12980 (ECCV 2022), the dense votes.
     """
     if not isinstance(features, Tensor) or not features.is_floating_point():
         got = features.dtype if isinstance(features, Tensor) else type(features).__name__

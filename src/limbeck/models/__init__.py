@@ -15,13 +15,14 @@ from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2
 from limbeck.models.network import Network
 from limbeck.models.resnet import BasicBlock, Bottleneck, resnet_cifar, resnet_imagenet
 from limbeck.models.shufflenet import shufflenet_v1, shufflenet_v2
+from limbeck.models.taps import FeatureTaps, feature_shapes
 from limbeck.models.vgg import vgg
 from limbeck.models.wide_resnet import preact_resnet, wide_resnet, wide_resnet_swish
 
 if TYPE_CHECKING:
     from limbeck.config import ModelOptions
 
-__all__ = ["MODELS", "Network", "build_model"]
+__all__ = ["MODELS", "FeatureTaps", "Network", "build_model", "feature_shapes"]
 
 # Called with the image's shape (C, H, W), the number of classes, and by name `dropout`; mlp and convnet also with
 # `width` and `depth`.

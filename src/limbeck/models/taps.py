@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+__all__ = ["FeatureTaps", "feature_shapes"]
+
 INPUT = ":input"  # behind a module's path: what goes into it
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -128,7 +130,7 @@ def _without_wrappers(path: str) -> str:
 
 
 def feature_shapes(model: nn.Module, names: Sequence[str], example: Tensor) -> list[tuple[int, ...]]:
-    """Return the shapes of a network's features, without the batch axis.
+    """Say which shapes a network's features have.
 
     The network looks at the example in eval mode and without gradients, so that no BatchNorm takes it in; every module
     is left in the mode that it had.
@@ -137,6 +139,9 @@ def feature_shapes(model: nn.Module, names: Sequence[str], example: Tensor) -> l
         model: Any module.
         names: See `FeatureTaps`.
         example: `(N, ...)`, what the network takes; one sample is enough.
+
+    Returns:
+        One shape per name, without the batch axis.
 
     Raises:
         ValueError: There is no such module.

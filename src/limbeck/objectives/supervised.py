@@ -158,8 +158,17 @@ class Supervised(nn.Module):
             loss.refresh()
 
     def _divergences(self) -> Iterator[DivergenceLoss]:
-        return (module for module in self.losses.modules() if isinstance(module, DivergenceLoss))
+        return _outermost(self.losses)
 
     def class_prior(self) -> Tensor | None:
         """Return the class prior `(C, C)` of the first term that has one, for the first teacher, or None."""
         return next((module.prior for module in self.losses.modules() if isinstance(module, ClassPrior)), None)
+
+
+def _outermost(module: nn.Module) -> Iterator[DivergenceLoss]:
+    """The losses in a module, less those that another loss holds, which it tells itself."""
+    for child in module.children():
+        if isinstance(child, DivergenceLoss):
+            yield child
+        else:
+            yield from _outermost(child)
