@@ -127,7 +127,7 @@ _ROOMS = {
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 
-__all__ = sorted({*_HOMES, "adversary", "api", "functional", "losses"})  # noqa: PLE0605 (types are at the end)
+__all__ = sorted({*_HOMES, "adversary", "api", "functional", "losses"})
 
 
 def _room(name: str) -> ModuleType:
@@ -160,6 +160,6 @@ if TYPE_CHECKING:
     from limbeck.adversary.awp import awp  # noqa: F401
     from limbeck.adversary.pgd import pgd  # noqa: F401
     from limbeck.api import FitResult, compare, fit  # noqa: F401
-    from limbeck.functional import *  # noqa: F401, F403
-    from limbeck.losses import *  # noqa: F401, F403
+    from limbeck.functional import *  # noqa: F403
+    from limbeck.losses import *  # noqa: F403
     from limbeck.models.taps import FeatureTaps, feature_shapes  # noqa: F401
