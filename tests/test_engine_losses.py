@@ -8,8 +8,11 @@ import pytest
 from engine_runs import Hook, assert_same_run, recipe
 
 from limbeck.config import TERMS
+from limbeck.engine.build_interrelations import build_interrelations
 from limbeck.engine.fit import fit
+from limbeck.engine.progress import Reporter
 from limbeck.errors import Interrupted, UserError
+from limbeck.interrelation_files import KINDS, InterrelationRequest
 
 CONVNET = {"name": "convnet", "width": 4, "depth": 3}
 FEW = {"crd": {"negatives": 16, "dim": 8}, "mlkd": {"temperatures": [2.0, 4.0]}}
@@ -77,3 +80,27 @@ def test_a_rehearsal_leaves_no_trace(teacher, tmp_path):
     fit(student(teacher, **plain), tmp_path / "without")
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("with", "without")]
     assert weights[0] == weights[1]
+
+
+# --- costs between classes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_interrelations_can_be_computed_from_the_teacher(kind, teacher, tmp_path):
+    fit(student(teacher, {"name": "wkd_logit", "interrelations": kind}, train={"epochs": 1}), tmp_path / "run")
+
+
+def test_a_file_of_interrelations_is_the_kind_that_it_was_made_of(teacher, tmp_path):
+    path = tmp_path / "centroid.safetensors"
+    request = InterrelationRequest("centroid")
+    build_interrelations(teacher, recipe(), path, request, sharpness=1.0, data_name="digits", reporter=Reporter())
+    for name, source in (("file", str(path)), ("kind", "centroid")):
+        fit(student(teacher, {"name": "wkd_logit", "interrelations": source}), tmp_path / name)
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("file", "kind")]
+    assert weights[0] == weights[1]
+
+
+def test_a_missing_file_of_interrelations_is_an_error_of_one_line(teacher, tmp_path):
+    options = student(teacher, {"name": "wkd_logit", "interrelations": str(tmp_path / "no.safetensors")})
+    with pytest.raises(UserError, match=r"no\.safetensors"):
+        fit(options, tmp_path / "run")

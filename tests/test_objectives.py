@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.config import (
+    TERMS,
     CrossEntropyTerm,
     DKLTerm,
     GKLTerm,
@@ -18,12 +20,18 @@ from limbeck.config import (
     KLTerm,
     LogitMSETerm,
     MARTTerm,
+    ModelOptions,
     Recipe,
     ReverseKLTerm,
     TeacherOptions,
+    WKDLogitTerm,
     loss_options,
 )
+from limbeck.config_terms_maps import ATTerm, FitNetTerm, VIDTerm
+from limbeck.config_terms_relations import CRDTerm
+from limbeck.config_terms_self import TfKDTerm, USKDTerm, ZipfTerm
 from limbeck.losses import ClassPrior, StandardizedLoss
+from limbeck.models import build_model
 from limbeck.objectives import Distillation, Supervised, build_objective
 from limbeck.objectives.build import Facts, build_loss
 from limbeck.objectives.terms import part_names, term_weight
@@ -72,6 +80,22 @@ def test_weight_decays_to_nothing_in_the_epoch_after_the_last(decay):
     assert weights[5] == pytest.approx(0.0, abs=1e-12)
     assert weights == sorted(weights, reverse=True)
     assert weights[4] > 0
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_decay_after_an_epoch_is_that_of_wkds_code(after):
+    term = KLTerm(weight=2.0, decay="cosine", decay_after_epoch=after)
+    weights = [term_weight(term, epoch, 8) for epoch in range(1, 9)]
+    published = [
+        2.0 if epoch <= after else 1.0 + math.cos(math.pi * (epoch - after) / (8 - after)) for epoch in range(1, 9)
+    ]
+    assert weights == pytest.approx(published)
+    assert weights[-1] == 0.0
+
+
+def test_decay_after_an_epoch_behind_the_last_never_begins():
+    term = KLTerm(decay="linear", decay_after_epoch=9)
+    assert [term_weight(term, epoch, 4) for epoch in (1, 4)] == [1.0, 1.0]
 
 
 def test_decay_starts_at_the_end_of_the_warm_up():
@@ -250,3 +274,92 @@ def test_objective_is_that_of_the_task():
     assert type(build_objective(Recipe(), student, [teacher], Facts(CLASSES))) is Supervised
     recipe = Recipe(task="distill", teachers=(TeacherOptions(run="t"),), losses=(KLTerm(),))
     assert type(build_objective(recipe, student, [teacher], Facts(CLASSES))) is Distillation
+
+
+# --- what terms look at -------------------------------------------------------------------------------------
+
+
+def zoo(name: str, seed: int) -> nn.Module:
+    return build_model(ModelOptions(name=name), image_shape=(3, 8, 8), num_classes=CLASSES, seed=seed)
+
+
+def small_facts(**changes) -> Facts:
+    known = {"example": torch.zeros(1, 3, 8, 8), "train_labels": torch.arange(40) % CLASSES}
+    return Facts(CLASSES, **{**known, "costs": lambda position, term: 1 - torch.eye(CLASSES), **changes})
+
+
+def pictures(samples: int = 6) -> FakeBatch:
+    images = torch.randn(samples, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return FakeBatch(images, torch.arange(samples) % CLASSES, torch.arange(samples) + 7)
+
+
+@pytest.mark.parametrize("name", sorted(TERMS.keys() - {"cross_entropy", "mart"}))
+def test_every_term_can_be_built_and_pulls_the_student_alone(name):
+    student, teacher = zoo("resnet8", 0), zoo("resnet14", 1)
+    objective = Distillation(student, [teacher], [TERMS[name]()], epochs=3, facts=small_facts())
+    outcome = objective(pictures())
+    outcome.loss.backward()
+    objective.after_step(pictures(), outcome)
+    assert any(parameter.grad.abs().sum() > 0 for parameter in student.parameters() if parameter.grad is not None)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_term_gets_the_layers_that_it_names_and_no_others():
+    student, teacher = zoo("resnet8", 0).eval(), zoo("resnet14", 1)
+    terms = [FitNetTerm(features=("stage1",)), ATTerm(features=("stage3", "stage2"))]
+    objective = Distillation(student, [teacher], terms, epochs=3, facts=small_facts())
+    seen = {}
+    for name in ("fitnet", "at"):
+        objective.losses[name][0].register_forward_pre_hook(
+            lambda module, arguments, name=name: seen.update({name: arguments})
+        )
+    objective(pictures())
+    stages, targets = (net.forward_stages(pictures().images) for net in (student, teacher))
+    for name, asked in (("fitnet", ("stage1",)), ("at", ("stage3", "stage2"))):
+        for given, expected in zip(seen[name], (stages, targets), strict=True):
+            assert all(torch.equal(feature, expected[stage]) for feature, stage in zip(given, asked, strict=True))
+            assert len(given) == len(asked)
+
+
+def test_a_loss_starts_from_the_seed_of_the_run_and_its_name_alone():
+    def weights(seed: int, *terms) -> list[Tensor]:
+        objective = Distillation(zoo("resnet8", 0), [zoo("resnet14", 1)], terms, epochs=3, facts=small_facts(seed=seed))
+        return [value.clone() for value in objective.losses["fitnet"].parameters()]
+
+    random = torch.random.get_rng_state()
+    first = weights(0, FitNetTerm())
+    assert all(map(torch.equal, first, weights(0, VIDTerm(), FitNetTerm())))
+    assert not all(map(torch.equal, first, weights(1, FitNetTerm())))
+    assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_what_a_run_does_not_know_is_said_in_one_line():
+    student, teacher = zoo("resnet8", 0), zoo("resnet14", 1)
+    for term, missing, message in (
+        (CRDTerm(), "train_labels", "`crd` needs the labels of all training images, which a user's loader hides"),
+        (WKDLogitTerm(), "costs", "`wkd_logit` needs costs between classes, which this task has none of"),
+        (FitNetTerm(), "example", "`fitnet` needs an example of the images, which this run has none of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Distillation(student, [teacher], [term], epochs=3, facts=small_facts(**{missing: None}))
+
+
+def test_a_term_without_a_teacher_trains_in_the_task_supervised():
+    for term in (TfKDTerm(), ZipfTerm(), USKDTerm()):
+        objective = Supervised(zoo("resnet8", 0), [term], epochs=3, facts=small_facts())
+        assert objective(pictures()).loss.requires_grad
+
+
+def test_a_refresh_reaches_a_loss_behind_the_transform_once():
+    term = DKLTerm(prior="class", standardize=True)
+    objective = Distillation(network(0), [network(1)], [term], epochs=3, facts=Facts(CLASSES))
+    objective.after_step(batch(), objective(batch()))
+    objective.refresh()
+    assert objective.losses["dkl"][0].loss.prior.status().refreshes == 1
+
+
+def test_closing_takes_all_hooks_away():
+    student, teacher = zoo("resnet8", 0), zoo("resnet14", 1)
+    objective = Distillation(student, [teacher], [ATTerm()], epochs=3, facts=small_facts())
+    objective.close()
+    assert not any(part._forward_hooks for net in (student, teacher) for part in net.modules())
