@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from limbeck.config import DataOptions, did_you_mean
-from limbeck.config_files import load_recipe, override, recipe_of_file, short_name
 from limbeck.errors import UserError
 from limbeck.interrelation_files import KINDS, OPTIONS_OF, PAIRED, InterrelationRequest
-from limbeck.listings import loading, print_table, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +89,8 @@ def interrelations(
     ] = None,
 ) -> None:
     """Compute how alike classes are to a teacher, for losses that transport between them."""
+    from limbeck.listings import loading, say
+
     given: dict[str, Any] = {
         "features": features.value if features else None,
         "per_class": per_class,
@@ -126,6 +125,8 @@ def interrelations(
 
 def _request(kind: str, given: dict[str, Any]) -> InterrelationRequest:
     """Return the request, or raise UserError for an unknown kind or an option of another one."""
+    from limbeck.config import did_you_mean
+
     if kind not in KINDS:
         raise UserError(f"--kind: unknown kind `{kind}`; {did_you_mean(kind, KINDS)}")
     for name in given:
@@ -137,6 +138,8 @@ def _request(kind: str, given: dict[str, Any]) -> InterrelationRequest:
 
 def _recipe(teacher: Path, data: str | None, model: str | None, overrides: Sequence[str]) -> tuple[Recipe, str]:
     """Return a recipe with the data, and the network of a file of weights; and what the data are called."""
+    from limbeck.config_files import override, recipe_of_file, short_name
+
     if teacher.is_dir():
         if model is not None:
             raise UserError(f"--model {model} names the network of a file of weights; the run {teacher} has its own")
@@ -156,6 +159,9 @@ def _recipe(teacher: Path, data: str | None, model: str | None, overrides: Seque
 
 def _recipe_of_run(run: Path, data: str | None) -> tuple[Recipe, str]:
     """Return the recipe of a run with its own data, or with other ones."""
+    from limbeck.config import DataOptions
+    from limbeck.config_files import load_recipe, short_name
+
     config = run / "config.yaml"
     if not config.is_file():
         raise UserError(f"TEACHER expected the folder of a run or a file of weights, got {run}, which holds no run")
@@ -168,10 +174,14 @@ def _recipe_of_run(run: Path, data: str | None) -> tuple[Recipe, str]:
 
 
 def _data_sets() -> set[str]:
+    from limbeck.config import DataOptions
+
     return set(get_args(DataOptions.model_fields["name"].annotation)) - {"custom"}
 
 
 def _read_recipe(data: str) -> Recipe:
+    from limbeck.config_files import load_recipe
+
     try:
         return load_recipe(data)
     except UserError as error:
@@ -182,6 +192,7 @@ def _read_recipe(data: str) -> Recipe:
 def _print(content: InterrelationFile) -> None:
     """Print the spread of similarities and costs, the nearest classes of some classes, and a warning if there is."""
     from limbeck.analysis.interrelations import nearest_classes, off_diagonal
+    from limbeck.listings import print_table, say
 
     matrices = {"similarity": content.interrelations, "cost": content.cost}
     spread = [

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Training: TypeAlias = "Source | UserTraining"
 MOST = 500  # samples of each class that are paired, unless one asks for more
 FEWEST = 10  # below, a default is none
-LIMIT = 8 * 2**30  # bytes of what is kept of the features
+LIMIT = 10 * 2**30  # bytes of what is kept of the features
+WITH_FLOAT64 = 12  # bytes of a number that is kept and then copied
 NOTHING = 1e-12  # share of the squared length of features: what rounding leaves of no variance
 
 
@@ -203,15 +204,19 @@ def pair(reading: Reading) -> Tensor:
     for features, labels, places in reading.batches(chosen):
         if not kept.numel():
             size = features.shape[1]
-            _refuse_large(request.kind, 8 * drawn.numel() * size, "lower `per_class`, or take the features `logits`")
+            _refuse_large(
+                request.kind, WITH_FLOAT64 * drawn.numel() * size, "lower `per_class`, or take the features `logits`"
+            )
             kept = torch.empty(*drawn.shape, size)
         counts += labels.bincount(minlength=reading.num_classes)
         for row, c, draw in zip(features, labels.tolist(), _draws(request.seed, places).tolist(), strict=True):
             slot = int(drawn[c].argmax())  # an empty one, as long as there are
             if draw < drawn[c, slot]:
                 drawn[c, slot], kept[c, slot] = draw, row
-    order = drawn.argsort(1)[:, : _samples_each(counts, request)]
-    return kept.gather(1, order.unsqueeze(-1).expand(-1, -1, kept.shape[-1]))
+    each = _samples_each(counts, request)
+    for c, order in enumerate(drawn.argsort(1)):
+        kept[c] = kept[c, order]
+    return kept[:, :each]
 
 
 def _draws(seed: int, places: Tensor) -> Tensor:

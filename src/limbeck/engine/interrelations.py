@@ -47,8 +47,9 @@ def compute_interrelations(
 ) -> Tensor:
     """Return how alike classes are to a network.
 
-    Memory: `centroid` keeps a mean of each class; `covariance` a matrix of D x D float64 of each, at most 8 GiB of
-    them together; `cka`, `rbf` and `polynomial` the features of `per_class` samples of each class, as much. Nothing
+    Memory: `centroid` keeps a mean of each class; `covariance` a matrix of D x D float64 of each; `cka`, `rbf` and
+    `polynomial` the features of `per_class` samples of each, 12 bytes a number. What would take more than 10 GiB is
+    refused. Nothing
     depends on batches or on the order in which a source in memory is read.
 
     Args:

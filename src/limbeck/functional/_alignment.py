@@ -80,12 +80,12 @@ def symmetric(similarities: Tensor) -> Tensor:
 
 
 def checked_features(features: Tensor) -> Tensor:
-    """Features (C, N, D) in float64, whose samples differ."""
-    x = checked("features", features, "(C, N, D)", 3)
+    """A copy of features (C, N, D) in float64, whose samples differ."""
+    x = checked_floats("features", features, "(C, N, D)", 3).to(torch.float64, copy=True)
     if x.shape[1] < 2:
         raise ValueError(f"`features` expected at least 2 samples of each class, got {x.shape[1]}")
-    deviation, length = (torch.linalg.vector_norm(y, dim=(1, 2)) for y in (x - x.mean(1, keepdim=True), x))
-    alike = 8 * torch.finfo(features.dtype).eps * length  # but for rounding
+    deviation = x.var(1, correction=0).sum(-1).mul(x.shape[1]).sqrt()
+    alike = 8 * torch.finfo(features.dtype).eps * torch.linalg.vector_norm(x, dim=(1, 2))  # but for rounding
     refuse_classes(deviation <= alike, "samples that differ", "leave the class out")
     return x
 

@@ -64,7 +64,7 @@ def linear_cka(features: Tensor) -> Tensor:
         Kornblith et al., arXiv 1905.00414; between classes: Lv, Yang, Li, arXiv 2412.08139.
     """
     x = checked_features(features)
-    x = x - x.mean(1, keepdim=True)
+    x -= x.mean(1, keepdim=True)
     classes, samples, size = x.shape
     gram, block = samples * (size + classes), classes * size**2
     return normalised(gram_products(x) if gram <= block else block_products(x))
@@ -104,8 +104,8 @@ def rbf_cka(features: Tensor, *, bandwidth: float = 0.4) -> Tensor:
     """
     check_positive("bandwidth", bandwidth)
     x = checked_features(features)
-    x = x - x.mean(1, keepdim=True)  # distances are the same, and squares of a far mean would swallow them
-    squares = x.square().sum(-1)
+    x -= x.mean(1, keepdim=True)  # distances are the same, and squares of a far mean would swallow them
+    squares: Tensor = torch.linalg.vector_norm(x, dim=-1).square()
 
     def distances(rows: slice, c: slice) -> Tensor:
         products = x[c, rows] @ x[c].mT
