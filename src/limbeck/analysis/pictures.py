@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from limbeck.analysis import (
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from limbeck.analysis.comparison import Comparison
 
     Rows = Mapping[str, Sequence[Run]]
+
+
+SHOWN = 6  # rows in a picture, if there are too many for all
 
 
 def draw_run(run: Path, out: Path, *, against: Path | None = None) -> list[Path]:
@@ -68,16 +72,32 @@ def draw_comparison(folder: Path) -> list[Path]:
 
 
 def comparison_pictures(comparison: Comparison) -> list[Picture]:
-    """Return the pictures of a comparison, each row at its chosen setting."""
-    rows = comparison.selected_runs()
+    """Return the pictures of a comparison, each row at its chosen setting; of many rows, of some of them."""
+    rows = some_rows(comparison)
     with styled():
-        return [
-            *_differences(comparison),
-            *robust_pictures.of_comparison(comparison),
+        of_some = [
             *_learning(rows),
             *_predictions(rows, comparison.baseline),
             *robust_pictures.of_attacks(rows, comparison.baseline),
         ]
+        if len(rows) < len(comparison.rows):
+            note = f" Of {len(comparison.rows)} rows: the baseline and the {len(rows) - 1} best on validation."
+            of_some = [replace(picture, caption=picture.caption + note) for picture in of_some]
+        return [*_differences(comparison), *robust_pictures.of_comparison(comparison), *of_some]
+
+
+def some_rows(comparison: Comparison) -> dict[str, list[Run]]:
+    """Return the runs of the rows that can be told apart in one picture: all, or the baseline and the best few.
+
+    The best are chosen on validation, as settings are; without it the first ones stand for all.
+    """
+    rows = comparison.selected_runs()
+    if len(rows) <= differences.MANY:
+        return rows
+    chosen = {row.name: row.validation[row.selected] for row in comparison.rows}
+    best = sorted(rows, key=lambda name: -(spread.mean if (spread := chosen[name]) else 0.0))
+    kept = [name for name in best if name != comparison.baseline][: SHOWN - 1]
+    return {name: runs for name, runs in rows.items() if name in kept or name == comparison.baseline}
 
 
 def save(pictures: Sequence[Picture], out: Path) -> list[Path]:
@@ -99,7 +119,8 @@ def _differences(comparison: Comparison) -> Iterator[Picture]:
         return
     kinds = (False,) if comparison.attacks is None else (False, True)
     results = [differences.compute(comparison, clean=clean) for clean in kinds]
-    height = 0.9 + 0.62 * len(results[0].rows)
+    count = len(results[0].rows)
+    height = 0.9 + differences.row_height(count) * count
     figure, panels = new_figure(height * len(kinds), len(kinds))
     title = f"Differences to {comparison.baseline}"
     for result, axes in zip(results, panels, strict=True):
