@@ -98,7 +98,9 @@ def of_docstring(name: str, value: Any) -> Iterator[str]:
 def required_sections(name: str, value: Any) -> tuple[str, ...]:
     """Functions say all; a loss leaves its values to its function; methods, bases and records need one line."""
     if inspect.isclass(value):
-        return OF_LOSSES if issubclass(value, DivergenceLoss) and value not in BASES else ()
+        if not issubclass(value, DivergenceLoss) or value in BASES:
+            return ()
+        return OF_LOSSES if inspect.signature(value).parameters else OF_LOSSES[1:]
     room = name.rpartition(".")[0]
     if room not in ROOMS:
         return ()

@@ -14,9 +14,6 @@ class PKTLoss(FeatureLoss):
 
     It couples the batch, so it has no `reduction`. Several layers are summed. The published weight is 30000.
 
-    Args:
-        None: the loss has no option.
-
     Gradient:
         To `features`; none to `target_features`.
 
@@ -42,9 +39,6 @@ class SPLoss(FeatureLoss):
     """Difference of the samples' Gram matrices, usually of the last stage's maps.
 
     It couples the batch, so it has no `reduction`. Several layers are summed. The published weight is 3000.
-
-    Args:
-        None: the loss has no option.
 
     Gradient:
         To `features`; none to `target_features`.
