@@ -12,8 +12,11 @@ from torch.nn import functional as F
 
 from limbeck.config import (
     TERMS,
+    ATTerm,
+    CRDTerm,
     CrossEntropyTerm,
     DKLTerm,
+    FitNetTerm,
     GKLTerm,
     IKLTerm,
     JSTerm,
@@ -24,12 +27,14 @@ from limbeck.config import (
     Recipe,
     ReverseKLTerm,
     TeacherOptions,
+    TfKDTerm,
+    USKDTerm,
+    VIDTerm,
     WKDLogitTerm,
+    ZipfTerm,
     loss_options,
 )
 from limbeck.config_terms_maps import ATTerm, FitNetTerm, VIDTerm
-from limbeck.config_terms_relations import CRDTerm
-from limbeck.config_terms_self import TfKDTerm, USKDTerm, ZipfTerm
 from limbeck.losses import ClassPrior, StandardizedLoss
 from limbeck.models import build_model
 from limbeck.objectives import Distillation, Supervised, build_objective
