@@ -34,7 +34,6 @@ from limbeck.config import (
     ZipfTerm,
     loss_options,
 )
-from limbeck.config_terms_maps import ATTerm, FitNetTerm, VIDTerm
 from limbeck.losses import ClassPrior, StandardizedLoss
 from limbeck.models import build_model
 from limbeck.objectives import Distillation, Supervised, build_objective
