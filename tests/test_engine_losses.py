@@ -58,7 +58,7 @@ def test_a_loss_for_maps_refuses_a_network_without_them_before_training(teacher,
     options = student(teacher, {"name": "at"}, model={"name": "mlp", "width": 8, "depth": 2})
     with pytest.raises(UserError, match=r"^`losses`: .*\(N, D, H, W\).*got"):
         fit(options, tmp_path / "run")
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()  # the next attempt may take the folder
 
 
 def test_unequal_numbers_of_layers_are_refused_before_training(teacher, tmp_path):

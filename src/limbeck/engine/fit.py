@@ -116,18 +116,22 @@ def train_run(
             plain = not sees_layers and recipe.data.augment == AugmentOptions() and type(data.train) is Source
             recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
             stream = resources.stream(recipe, data)
-            trainer = Trainer(
-                recipe,
-                run,
-                model,
-                data,
-                stream,
-                teachers,
-                recorded=recorded,
-                guide=_build_guide(recipe, data, device),
-                reporter=reporter,
-                stop=stop,
-            )
+            try:
+                trainer = Trainer(
+                    recipe,
+                    run,
+                    model,
+                    data,
+                    stream,
+                    teachers,
+                    recorded=recorded,
+                    guide=_build_guide(recipe, data, device),
+                    reporter=reporter,
+                    stop=stop,
+                )
+            except UserError:  # a loss does not fit the networks
+                run_folder.take_back(run)
+                raise
             if state:
                 trainer.restore(state)
             elif resume and (run / run_folder.METRICS).is_file():

@@ -177,6 +177,14 @@ def prepare(run: Path, recipe: Recipe) -> None:
     write_json(run / ENVIRONMENT, environment())
 
 
+def take_back(run: Path) -> None:
+    """Undo `prepare` where nothing else has come to the folder: a run that cannot begin leaves none behind."""
+    ours = {CONFIG, ENVIRONMENT}
+    if {path.name for path in run.iterdir()} <= ours.union(BEFORE_CONFIG):
+        for name in ours:
+            (run / name).unlink()
+
+
 def _refusal(run: Path, finished: bool) -> str:
     if finished:
         return f"{run}: holds a finished run; choose another --run, or delete the folder"
