@@ -41,7 +41,8 @@ from limbeck.objectives.distill import Distillation
 from limbeck.objectives.layers import Layers, View
 
 STUDENT, TEACHER, CLASSES, IMAGES = "resnet8x4", "resnet32x4", 100, 50_000
-SGD: dict[str, Any] = {"lr": 1e-8, "momentum": 0.9, "weight_decay": 5e-4}  # steps of no length: some losses are large without a weight
+# Steps of no length: without their published weights some losses are large.
+SGD: dict[str, Any] = {"lr": 1e-8, "momentum": 0.9, "weight_decay": 5e-4}
 CROSS_ENTROPY: dict[str, Any] = {"name": "cross_entropy"}
 KD: dict[str, Any] = {"name": "kl", "temperature": 4.0, "scale_by_t2": True}
 BOTH: dict[str, Sequence[dict[str, Any]]] = {"wkd_l_f": ({"name": "wkd_logit"}, {"name": "wkd_feature"})}

@@ -15,6 +15,7 @@ import limbeck.demo
 import limbeck.engine.fit
 from limbeck import listings
 from limbeck.cli import main
+from limbeck.config import TERMS
 from limbeck.errors import Interrupted
 
 ALLOCATED = ", asked for 4.0 GiB"
@@ -61,6 +62,7 @@ def test_help_listings_and_mistakes_answer_without_torch():
         ["recipes"],
         ["recipes", FEW],
         ["losses"],
+        ["losses", "--brief"],
         ["losses", "gkl"],
         ["losses", "gk"],
         ["train", "few-label"],
@@ -118,6 +120,32 @@ def test_recipe_is_shown_as_a_file_that_trains(limbeck_says, tmp_path):
     code, output, _ = limbeck_says("recipes", "mine.yaml")
     assert code == 0
     assert "# Reproduced: " in output
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_losses_are_listed_with_formula_needs_cost_and_paper(limbeck_says, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, output, _ = limbeck_says("losses")
+    assert max(map(len, output.splitlines())) <= int(columns)
+    words = " ".join(output.split())
+    for name, term in TERMS.items():
+        parts = (f"{name} {term.__doc__.splitlines()[0]}", term.formula, listings.needs(term), term.cost, term.paper)
+        assert " ".join(" ".join(parts[:2]).split()) in words
+        assert " ".join(f"needs {parts[2]} · costs {parts[3]} · {parts[4]}".split()) in words
+
+
+def test_losses_are_listed_by_family_in_the_order_of_the_catalogue():
+    assert [name for terms in listings.FAMILIES.values() for name in terms] == list(TERMS)
+
+
+def test_the_brief_list_has_a_line_for_each_loss(limbeck_says, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, output, _ = limbeck_says("losses", "--brief")
+    lines = [line for line in output.splitlines() if re.match(r"\w+ +[T·][LH·][F·][M·]  \w", line)]
+    assert [line.split()[0] for line in lines] == list(TERMS)
+    assert max(map(len, lines)) <= 80
+    letters = {line.split()[0]: line.split()[1] for line in lines}
+    assert [letters[name] for name in ("kl", "gkl", "ofa", "crd", "tf_kd")] == ["T···", "TL·M", "THF·", "T·FM", "·H··"]
 
 
 def test_loss_is_shown_with_default_range_and_meaning_of_each_option(limbeck_says):

@@ -317,14 +317,17 @@ def recipes(
 @app.command()
 def losses(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show the options of this one.")] = None,
+    brief: Annotated[bool, typer.Option("--brief", help="One line for each.")] = False,
 ) -> None:
-    """List the losses, or show the options of one."""
-    from limbeck.listings import print_loss, print_losses
+    """List the losses with formula, needs, cost and paper, or show the options of one."""
+    from limbeck.listings import print_loss, print_losses, print_losses_briefly
 
-    if name is None:
-        print_losses()
-    else:
+    if name is not None:
         print_loss(name)
+    elif brief:
+        print_losses_briefly()
+    else:
+        print_losses()
 
 
 @app.command()

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from limbeck.config import TERMS, TermOptions, did_you_mean
 from limbeck.config_files import dump, find_recipe, load_recipe, read_header, recipe_names
+from limbeck.config_terms import DIVERGENCE_TERMS
+from limbeck.config_terms_logit import LOGIT_TERMS
+from limbeck.config_terms_maps import MAPS_TERMS
+from limbeck.config_terms_moments import MOMENTS_TERMS
+from limbeck.config_terms_relations import RELATIONS_TERMS
+from limbeck.config_terms_self import SELF_TERMS
+from limbeck.config_terms_transport import TRANSPORT_TERMS
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +28,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import RenderableType
+
+# The catalogue, by what a loss looks at; in its order.
+FAMILIES: dict[str, dict[str, type[TermOptions]]] = {
+    "The labels": {"cross_entropy": TERMS["cross_entropy"]},
+    "Divergences between logits": {name: term for name, term in DIVERGENCE_TERMS.items() if name != "cross_entropy"},
+    "Other methods between logits": LOGIT_TERMS,
+    "Transport between classes, and between distributions of features": {**TRANSPORT_TERMS, **MOMENTS_TERMS},
+    "Feature maps": MAPS_TERMS,
+    "Relations between samples": RELATIONS_TERMS,
+    "The student itself": SELF_TERMS,
+}
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> None:
@@ -61,15 +82,70 @@ def print_recipe(name: str) -> None:
 
 
 def print_losses() -> None:
-    """Print each loss's formula, where it comes from, what it needs and what it costs."""
-    rows = [
-        (name, f"{_summary(term)}\n{term.formula}\n{term.paper} · needs {needs(term)} · cost {term.cost}\n")
-        for name, term in TERMS.items()
-    ]
-    print_table(("loss", "formula · paper · needs · cost beside the forward passes"), rows)
-    say("p_t: the teacher's softmax; p_s: the student's; Δ_ij: differences of two logits; y: the label; w: weights,")
-    say("rows of the class prior or the sample's own softmax; N samples, C classes, D features, H·W positions.")
-    say(f"{len(TERMS)} losses. `limbeck losses NAME` explains the options of one.")
+    """Print each loss, by family: what it is, its formula, what it needs and costs, where it comes from."""
+    for family, terms in FAMILIES.items():
+        _print_block(family, underlined=True)
+        for name, term in terms.items():
+            _print_block(f"{name}  {_summary(term)}", bold=len(name))
+            _print_block(term.formula, indent=4)
+            _print_block(f"needs {needs(term)} · costs {term.cost} · {term.paper}", indent=4)
+        say("")
+    _print_block(
+        "p_t: the teacher's softmax; p_s: the student's; Δ_ij: differences of two logits; y: the label; w: weights, rows "
+        "of the class prior or the sample's own softmax; N samples, C classes, D features, H·W positions. Costs: beside "
+        "the forward passes."
+    )
+    _print_block(f"{len(TERMS)} losses. `limbeck losses NAME` explains the options of one; --brief has a line for each.")
+
+
+def print_losses_briefly() -> None:
+    """Print a line per loss, by family: its name, what it needs, in letters, and as much of its summary as fits."""
+    width = max(map(len, TERMS))
+    for family, terms in FAMILIES.items():
+        _print_block(family, underlined=True)
+        for name, term in terms.items():
+            line = f"{name:<{width}}  {_letters(term)}  {_title(term, max(Console().width - width - 8, 20))}"
+            _print_block(line, bold=len(name), fill=False)
+        say("")
+    _print_block("T a teacher, L labels, H hard labels, F features, M memory of former batches.")
+    _print_block(f"{len(TERMS)} losses. Without --brief: formulas, sources, costs; `limbeck losses NAME` has all of one.")
+
+
+def _print_block(text: str, *, indent: int = 0, bold: int = 0, underlined: bool = False, fill: bool = True) -> None:
+    """Print text that fills the screen's width, further lines indented; so many of its first letters are bold."""
+    console = Console(markup=False, highlight=False, soft_wrap=not fill)
+    begin, further = " " * indent, " " * (4 if bold else indent)
+    if fill:
+        text = textwrap.fill(
+            text, console.width, initial_indent=begin, subsequent_indent=further, break_on_hyphens=False
+        )
+    shown = Text(text)
+    shown.stylize("bold", 0, len(text) if underlined else bold)
+    console.print(shown)
+    if underlined:
+        console.print("─" * len(text))
+
+
+def _title(term: type[TermOptions], width: int) -> str:
+    """Return as many words of a loss's summary as fit, its year and source left out.
+
+    >>> _title(TERMS["rkd"], 40)
+    'Relational distillation, RKD: distances…'
+    """
+    summary = re.sub(r" \([^()]*\d{4}[^()]*\)", "", _summary(term))
+    return textwrap.shorten(summary, width, placeholder="…")
+
+
+def _letters(term: type[TermOptions]) -> str:
+    """Return what a loss needs: a letter each, or a point.
+
+    >>> _letters(TERMS["dkd"]), _letters(TERMS["crd"])
+    ('TH··', 'T·FM')
+    """
+    found = needs(term)
+    words = {"T": "a teacher", "L": " labels", "F": "features", "M": "memory"}
+    letters = "".join(letter if word in f" {found}" else "·" for letter, word in words.items())
+    return letters.replace("L", "H") if term.hard_labels else letters
 
 
 def needs(term: type[TermOptions]) -> str:
