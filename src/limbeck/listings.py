@@ -91,11 +91,11 @@ def print_losses() -> None:
             _print_block(f"needs {needs(term)} · costs {term.cost} · {term.paper}", indent=4)
         say("")
     _print_block(
-        "p_t: the teacher's softmax; p_s: the student's; Δ_ij: differences of two logits; y: the label; w: weights, rows "
-        "of the class prior or the sample's own softmax; N samples, C classes, D features, H·W positions. Costs: beside "
-        "the forward passes."
+        "p_t: the teacher's softmax; p_s: the student's; Δ_ij: differences of two logits; y: the label; w: weights, "
+        "rows of the class prior or the sample's own softmax; N samples, C classes, D features, H·W positions. Costs: "
+        "beside the forward passes."
     )
-    _print_block(f"{len(TERMS)} losses. `limbeck losses NAME` explains the options of one; --brief has a line for each.")
+    _print_block(f"{len(TERMS)} losses. `limbeck losses NAME` explains one; --brief has a line for each.")
 
 
 def print_losses_briefly() -> None:
@@ -108,7 +108,7 @@ def print_losses_briefly() -> None:
             _print_block(line, bold=len(name), fill=False)
         say("")
     _print_block("T a teacher, L labels, H hard labels, F features, M memory of former batches.")
-    _print_block(f"{len(TERMS)} losses. Without --brief: formulas, sources, costs; `limbeck losses NAME` has all of one.")
+    _print_block(f"{len(TERMS)} losses. Without --brief: formulas, sources, costs; `limbeck losses NAME`: one.")
 
 
 def _print_block(text: str, *, indent: int = 0, bold: int = 0, underlined: bool = False, fill: bool = True) -> None:
