@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Train, distil and compare with the Kullback-Leibler family of losses: KL, DKL, IKL, GKL.",
+    help="Train, distil and compare with divergence losses: KL, DKL, IKL, GKL, Wasserstein, and their rivals.",
     epilog="Start with `limbeck demo`: a teacher, students distilled with five losses, a table and pictures.",
 )
 

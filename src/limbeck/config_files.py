@@ -23,8 +23,8 @@ from limbeck.errors import UserError, reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
-METHODS = "methods"  # the recipe that a folder of recipes stands for
 RECIPES = Path(__file__).parent / "recipes"
+METHODS = "methods"  # the recipe that its folder stands for
 HEADER_FIELDS = ("Source", "Expected", "Spread", "Seeds", "Hardware", "Reproduced")
 
 
@@ -86,8 +86,7 @@ def find_recipe(name_or_path: str) -> Path:
     """Return the file of a recipe.
 
     Args:
-        name_or_path: a file, `<task>/<data>/<name>`, or the end of one such name where it is the only one; without
-            the last part it is `methods`.
+        name_or_path: a file, `<task>/<data>/<name>`, or the end of one such name if unique; `methods` if cut.
 
     Raises:
         UserError: no such recipe, or several.
