@@ -24,7 +24,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -239,8 +239,8 @@ def row_of(name: str, step: Step, pairs: list[tuple[float, float]], kd_peak: flo
     }
 
 
-def measure(names: Sequence[str], setting: Setting) -> list[Row]:
-    """Return a row per contender, by group, within a group in the order given."""
+def measure(names: Sequence[str], setting: Setting) -> Iterator[Row]:
+    """Yield a row per contender, by group, within a group in the order given."""
     cross_entropy = TERMS["cross_entropy"].model_validate(CROSS_ENTROPY)
     steps = {
         name: Step([cross_entropy, *(term for term in terms_of(name) if term.name != "cross_entropy")])
@@ -249,21 +249,24 @@ def measure(names: Sequence[str], setting: Setting) -> list[Row]:
     kd = Step([cross_entropy, *terms_of("kl")])
     pairs = paired_rounds(steps, kd, setting)
     kd_peak = peak_mib(kd, setting.batch)
-    return [row_of(name, step, pairs[name], kd_peak, setting) for name, step in steps.items()]
+    for name, step in steps.items():
+        yield row_of(name, step, pairs[name], kd_peak, setting)
 
 
 # --- showing ------------------------------------------------------------------------------------------------------
 
 
-def show(rows: list[Row]) -> None:
-    """Print the table."""
-    print(f"{'group':<8} {'method':<21} {'ms, min':>8} {'median':>8} {'x KD':>6} {'loss, ms':>9} {'share':>7} ", end="")
-    print(f"{'MiB':>7} {'over KD':>8} {'state':>7} {'parameters':>11}")
-    for row in rows:
-        print(
-            "{group:<8} {method:<21} {min_ms:8.1f} {median_ms:8.1f} {over_kd:6.2f} {loss_ms:9.2f} {loss_share:7.1%} "
-            "{peak_mib:7.1f} {peak_over_kd_mib:+8.1f} {state_mib:7.1f} {parameters_m:11.3f}".format_map(row)
-        )
+def show(row: Row) -> Row:
+    """Print a row, under titles if it is the first, and return it."""
+    if row["method"] == "cross_entropy":
+        print(f"{'group':<8} {'method':<21} {'ms, min':>8} {'median':>8} {'x KD':>6} {'loss, ms':>9} ", end="")
+        print(f"{'share':>7} {'MiB':>7} {'over KD':>8} {'state':>7} {'parameters':>11}")
+    print(
+        "{group:<8} {method:<21} {min_ms:8.1f} {median_ms:8.1f} {over_kd:6.2f} {loss_ms:9.2f} {loss_share:7.1%} "
+        "{peak_mib:7.1f} {peak_over_kd_mib:+8.1f} {state_mib:7.1f} {parameters_m:11.3f}".format_map(row),
+        flush=True,
+    )
+    return row
 
 
 def write(rows: list[Row], path: Path, setting: Setting) -> None:
@@ -301,9 +304,11 @@ def main() -> None:
     setting, names = Setting(given.batch, given.rounds), chosen(given.losses)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {load}")
-    print(f"{TEACHER} > {STUDENT}, {CLASSES} classes, {given.batch} images a step; {given.rounds} paired rounds")
-    rows = measure(names, setting)
-    show(rows)
+    print(
+        f"{TEACHER} > {STUDENT}, {CLASSES} classes, {given.batch} images a step; {given.rounds} paired rounds",
+        flush=True,
+    )
+    rows = [show(row) for row in measure(names, setting)]
     if given.csv is not None:
         write(rows, given.csv, setting)
 
