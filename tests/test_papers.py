@@ -200,6 +200,16 @@ def test_what_is_reproduced_is_held_by_a_test(entry):
     assert "test" in map(pointer_kind, entry.where)
 
 
+@pytest.mark.parametrize(
+    ("method", "entry"),
+    [("DPK", "table-4"), ("FCFD", "table-4"), ("KD-Zero", "table-4"), ("FRSKD", "table-7"), ("ICD", "table-8")],
+)
+def test_a_rival_without_a_loss_has_a_sentence_that_says_why(method, entry):
+    told = ENTRIES[f"wkd:{entry}"]
+    assert any(method in row[0] or method in row for row in told.rows)
+    assert re.search(rf"\b{method}\b[^.]* not\b[^.]*, because [^.]+\.", told.why)
+
+
 # --- figures ---
 
 
