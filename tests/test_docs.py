@@ -127,9 +127,10 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page):
 
 
 def test_the_recipe_on_its_page_is_a_recipe():
-    recipe, teachers = code_of(DOCS / "recipes.md", "yaml")
-    assert len(config.Recipe(task="distill", **yaml.safe_load(teachers)).teachers) == 4
-    assert set(config.Recipe(**yaml.safe_load(recipe)).compare.contenders) == {"kl", "gkl"}
+    recipe, teachers, terms = (yaml.safe_load(block) for block in code_of(DOCS / "recipes.md", "yaml"))
+    assert len(config.Recipe(task="distill", **teachers).teachers) == 4
+    assert len(config.Recipe(task="distill", **teachers, **terms).losses) == 6
+    assert set(config.Recipe(**recipe).compare.contenders) == {"kl", "gkl"}
 
 
 def test_the_commands_of_the_pages_name_recipes_and_options_that_exist():
