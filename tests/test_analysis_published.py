@@ -113,6 +113,21 @@ def test_defaults_of_a_loss_are_not_described_and_what_differs_is():
 
 
 @pytest.mark.parametrize(
+    ("recipe", "row", "words"),
+    [
+        ("vgg13-vgg8", "mlkd", "0.1·CE + 0.9·MLKD(temperatures 4/2/3/5/6, "),
+        ("vgg13-vgg8", "ofd", "1·CE + 0.001·OFD"),
+        ("vgg13-vgg8", "dkd", "1·CE + 1·DKD(target 1, rest 6, T 4, ×T², warm-up 20)"),
+        ("vgg13-vgg8", "lskd", "0.1·CE + 9·KL(standardize, T 2, ×T²)"),
+        ("wkd-resnet32x4-resnet8x4", "wkd_f", "1·CE + 0.08·WKD-F(cosine, after epoch 150, means 4, diagonal, grid 1, "),
+    ],
+)
+def test_options_of_every_kind_are_described(recipe, row, words):
+    (setting,) = load_recipe(recipe).compare.contenders[row].settings
+    assert describe([term.model_dump(mode="json") for term in setting]).startswith(words)
+
+
+@pytest.mark.parametrize(
     "term",
     [
         {"name": "kl", "weight": 0.9, "temperature": 4.0, "scale_by_t2": True},
@@ -141,6 +156,7 @@ def test_no_factor_where_there_is_no_soft_label_or_no_single_form():
     assert soft_gradient([CROSS_ENTROPY]) is None
     assert soft_gradient([KL, GKL | {"temperature": 2.0}]) is None
     assert soft_gradient([{"name": "js", "temperature": 1.0}]) is None
+    assert soft_gradient([KL | {"standardize": True}]) is None
 
 
 def test_table_names_its_source_and_says_that_best_on_test_is_too_high(tmp_path):

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
 Term = dict[str, Any]
 
-NAMES = {"cross_entropy": "CE", "kl": "KL", "reverse_kl": "reverse KL", "js": "JS", "logit_mse": "logit MSE"}
+NAMES = {
+    "cross_entropy": "CE",
+    "reverse_kl": "reverse KL",
+    "logit_mse": "logit MSE",
+    "fitnet": "FitNet",
+    "review_kd": "ReviewKD",
+    "wkd_logit": "WKD-L",
+    "wkd_feature": "WKD-F",
+    "feature_distribution": "distribution",
+    "tf_kd": "Tf-KD",
+    "zipf": "Zipf",
+}
 """Losses that are not written in capitals as they are."""
 SHORT = {
     "mse_weight": "mse",
@@ -34,6 +45,11 @@ SHORT = {
     "warmup_epochs": "warm-up",
     "ramp_epochs": "ramp",
     "label_smoothing": "smoothing",
+    "target_weight": "target",
+    "rest_weight": "rest",
+    "transport_weight": "transport",
+    "mean_weight": "means",
+    "decay_after_epoch": "after epoch",
 }
 UNSAID = {
     "on": "clean",
@@ -45,6 +61,8 @@ UNSAID = {
     "scale_by_t2": False,
     "symmetric": False,
 }
+UNTOLD = ("name", "weight", "features", "target_features")
+"""Keys that are not among the options in brackets."""
 NORMALIZERS = {"ikl": "samples", "gkl": "weights"}
 """What the public code divides by. Options that a description leaves out at these values, here and above."""
 
@@ -175,7 +193,8 @@ def describe(terms: Sequence[Term]) -> str:
 
 def _describe_term(term: Term) -> str:
     unsaid = {**UNSAID, "normalizer": NORMALIZERS.get(term["name"])}
-    said = {key: value for key, value in term.items() if key not in ("name", "weight") and unsaid.get(key) != value}
+    said = {key: value for key, value in term.items() if key not in UNTOLD and unsaid.get(key) != value}
+    said = {key: value for key, value in said.items() if value is not None and value is not False}
     if "warmup_epochs" in said:
         said["warmup_epochs"] = said.pop("warmup_epochs")  # to the end: it is the term's, not the loss's
     options = ", ".join(_describe_option(key, value) for key, value in said.items())
@@ -190,7 +209,8 @@ def _describe_option(key: str, value: Any) -> str:
         return key
     if isinstance(value, str):
         return value
-    return f"{SHORT.get(key, key)} {value:g}"
+    numbers = value if isinstance(value, list | tuple) else [value]
+    return f"{SHORT.get(key, key)} {'/'.join(f'{number:g}' for number in numbers)}"
 
 
 def soft_gradient(terms: Sequence[Term]) -> float | None:
@@ -201,7 +221,7 @@ def soft_gradient(terms: Sequence[Term]) -> float | None:
 
     Returns:
         The factor; None where no term has soft labels, or where they differ in temperature or in the form of their
-        gradient (reverse KL, Jensen-Shannon), so that there is no such factor.
+        gradient (reverse KL, Jensen-Shannon, standardised logits), so that there is no such factor.
 
     >>> soft_gradient([{"name": "kl", "weight": 1.0, "temperature": 4.0, "scale_by_t2": True}])
     4.0
@@ -211,6 +231,8 @@ def soft_gradient(terms: Sequence[Term]) -> float | None:
     soft = [term for term in terms if term["name"] != "cross_entropy"]
     temperatures = {term.get("temperature", 1.0) for term in soft}
     if len(temperatures) != 1 or any(term["name"] not in ("kl", "dkl", "ikl", "gkl") for term in soft):
+        return None
+    if any(term.get("standardize") for term in soft):
         return None
     (temperature,) = temperatures
     squares = (temperature**2 if term.get("scale_by_t2") else 1.0 for term in soft)
