@@ -337,3 +337,16 @@ def test_the_gradient_moves_with_the_names_of_the_classes(mode: str) -> None:
     )
     for a, b in zip(gradients(sum(value), student, target), gradients(sum(moved), student, target), strict=True):
         assert gap(b, a) < 1e-12
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_implicit_gradient_stays_finite_where_nothing_has_to_move(dtype: torch.dtype, samples: int) -> None:
+    cost = (1 - torch.eye(7)).to(dtype)
+    for logits in (torch.zeros(samples, 7, dtype=dtype), batch(samples, 7)[0].detach().to(dtype)):
+        student = logits.clone().requires_grad_()
+        value = functional.sinkhorn(
+            student.log_softmax(-1), logits.log_softmax(-1), cost, gradient="implicit", iterations=100
+        )
+        (gradient,) = torch.autograd.grad(value, student)
+        assert gradient.abs().max() <= (1e-6 if not logits.any() else 1.0)  # by symmetry; by the largest cost

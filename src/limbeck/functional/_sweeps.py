@@ -255,21 +255,27 @@ def _implicit(root_a: Tensor, v: Tensor, kv: Tensor, moved: Tensor, kernel: Kern
     def apply(z: Tensor) -> Tensor:
         return z - _times(_times(z * scale, k).mul_(column), turned).mul_(scale)
 
-    right = moved * root_a - _times(column * to_v, turned).mul_(scale)
+    right = moved * root_a
+    largest = torch.linalg.vector_norm(right, dim=-1, keepdim=True)
+    right = right - _times(column * to_v, turned).mul_(scale)
     right = right - root_a * (root_a * right).sum(-1, keepdim=True)
-    to_a = _conjugate_gradients(apply, right, min(steps, root_a.shape[-1])).mul_(root_a)
+    to_a = _conjugate_gradients(apply, right, largest, min(steps, root_a.shape[-1])).mul_(root_a)
     return to_a, (to_v - _times(to_a / kv, k)).mul_(v)
 
 
-def _conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, steps: int) -> Tensor:
-    """Per row, from 0; a row stops where its residual is rounding. Nothing waits for the device."""
+def _conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, scale: Tensor, steps: int) -> Tensor:
+    """Per row, from 0; a row stops where its residual is rounding, beside `scale` (..., 1), the norm of what `right` is
+    a difference of, or where no curvature is left: the direction is the one that the equation does not bind. Nothing
+    waits for the device.
+    """
     solution, residual = torch.zeros_like(right), right
     direction, square = right, (right * right).sum(-1, keepdim=True)
-    enough = square * torch.finfo(right.dtype).eps ** 2
+    enough = (scale * torch.finfo(right.dtype).eps) ** 2
     for _ in range(steps):
         ahead = apply(direction)
-        going = square > enough
-        length = torch.where(going, square / (direction * ahead).sum(-1, keepdim=True), 0.0)
+        curvature = (direction * ahead).sum(-1, keepdim=True)
+        going = (square > enough) & (curvature > 0)
+        length = torch.where(going, square / curvature, 0.0)
         solution = solution + length * direction
         residual = residual - length * ahead
         before, square = square, (residual * residual).sum(-1, keepdim=True)
