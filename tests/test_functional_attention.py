@@ -27,6 +27,16 @@ def test_paper_and_code_are_one_distance_in_two_units() -> None:
     assert torch.allclose(paper, (code * 16).sqrt() / 2)
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_entries_that_a_relu_made_0_have_a_finite_gradient_at_any_power(power: float) -> None:
+    student, target = maps()
+    value = attention_transfer(student.relu(), target.relu(), power=power)
+    value.backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert student.grad.any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"power": 0.0}, "`power`"), ({"mode": "squared"}, "`mode` expected one of 'code', 'paper', got 'squared'")],

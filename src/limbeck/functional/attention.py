@@ -74,6 +74,12 @@ def _attention(x: Tensor, power: float) -> Tensor:
     """(N, HW), of length 1: the direction does not see the scale, so the largest entry is 1 before the power."""
     largest = x.detach().abs().amax((1, 2, 3), keepdim=True)
     x = x / torch.where(largest > 0, largest, 1.0)
-    powers = x.square() if power == 2 else x.abs().pow(power)
+    powers = x.square() if power == 2 else _power(x.abs(), power)
     attention = powers.mean(1).flatten(1)
     return unit(attention, norm(attention))
+
+
+def _power(x: Tensor, power: float) -> Tensor:
+    """x^p, x not negative; 0 without a gradient at 0, where a power below 1 is infinitely steep."""
+    dead = x == 0
+    return x.masked_fill(dead, 1.0).pow(power).masked_fill(dead, 0.0)
