@@ -42,6 +42,23 @@ def test_an_input_is_the_map_before_the_activation():
     assert torch.equal(before.relu(), after)
 
 
+def test_what_goes_into_a_module_that_works_in_place_is_seen_before_it_does():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
+    _, (before, after) = FeatureTaps(model, ["1:input", "1"])(images())
+    assert torch.equal(before, model[0](images()))
+    assert torch.equal(before.relu(), after)
+    before.sum().backward()
+    assert model[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_feature_that_was_overwritten_is_an_error(grad):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
+    with pytest.raises(RuntimeError, match=r"`0` was overwritten after .*ReLU\(inplace=True\).*`:input`"):
+        with torch.set_grad_enabled(grad):
+            FeatureTaps(model, ["0"])(images())
+
+
 def test_gradients_reach_the_layers_below_a_tap_and_not_those_above():
     model = build()
     _, (feature,) = FeatureTaps(model, ["features.stage1"])(images())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,18 @@ __all__ = ["FeatureTaps", "feature_shapes"]
 
 INPUT = ":input"  # behind a module's path: what goes into it
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class _Seen(NamedTuple):
+    """A feature, and how often it had been written to when it was captured."""
+
+    feature: Tensor
+    version: int
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was written to, where torch counts it."""
+    return 0 if torch.compiler.is_compiling() or value.is_inference() else value._version
 
 
 class FeatureTaps:
@@ -24,7 +36,8 @@ class FeatureTaps:
     network, which does not notice later hooks.
 
     Features carry the gradients that the network's call carries. A module that returns a tuple is taken to return its
-    features first.
+    features first. What goes into a module that works in place, as `ReLU(inplace=True)` may, is copied before it does;
+    a feature that another operation overwrites is an error (which a compiled network cannot notice).
 
     Args:
         model: Any module.
@@ -45,13 +58,14 @@ class FeatureTaps:
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self.model, self.names = model, tuple(names)
         self._listening = False
-        self._seen: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        self._seen: dict[str, list[_Seen]] = {name: [] for name in self.names}
         self._handles = [self._register(name) for name in dict.fromkeys(self.names)]
 
     def _register(self, name: str) -> torch.utils.hooks.RemovableHandle:
         module = find_module(self.model, name.removesuffix(INPUT))
-        hook: Callable[..., None] = self._hear_input(name) if name.endswith(INPUT) else self._hear_output(name)
-        return module.register_forward_hook(hook)
+        if name.endswith(INPUT):
+            return module.register_forward_pre_hook(self._hear_input(name))
+        return module.register_forward_hook(self._hear_output(name))
 
     def _hear_output(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
@@ -60,8 +74,10 @@ class FeatureTaps:
         return hook
 
     def _hear_input(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
-            self._keep(name, arguments[0] if arguments else None)
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            value = arguments[0] if arguments else None
+            overwrites = isinstance(value, Tensor) and getattr(module, "inplace", False)
+            self._keep(name, value.clone() if overwrites and self._listening else value)
 
         return hook
 
@@ -70,7 +86,7 @@ class FeatureTaps:
             return
         if not isinstance(value, Tensor):
             raise TypeError(f"`{name}` expected to pass a tensor, got {type(value).__name__}; name a module that does")
-        self._seen[name].append(value)
+        self._seen[name].append(_Seen(value, _version(value)))
 
     def __call__(self, *inputs: Any, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """Call the network.
@@ -79,7 +95,7 @@ class FeatureTaps:
             What the network returns, and the features in the order of the names.
 
         Raises:
-            RuntimeError: A named module did not run, or ran several times.
+            RuntimeError: A named module did not run, or ran several times, or its feature was overwritten.
             TypeError: It passed something else than a tensor.
         """
         self._listening = True
@@ -91,7 +107,12 @@ class FeatureTaps:
         for name, values in seen.items():
             if len(values) != 1:
                 raise RuntimeError(_not_once(name, len(values)))
-        return output, tuple(seen[name][0] for name in self.names)
+            if _version(values[0].feature) != values[0].version:
+                raise RuntimeError(
+                    f"`{name}` was overwritten after it was captured, by an operation in place such as a "
+                    "`ReLU(inplace=True)`; name the module that does it, with `:input` behind it, or another layer"
+                )
+        return output, tuple(seen[name][0].feature for name in self.names)
 
     def close(self) -> None:
         """Take the hooks away."""
