@@ -8,6 +8,7 @@ import pytest
 from engine_runs import Hook, assert_same_run, recipe
 
 from limbeck.config import TERMS
+from limbeck.config_files import dump
 from limbeck.engine.build_interrelations import build_interrelations
 from limbeck.engine.fit import fit
 from limbeck.engine.progress import Reporter
@@ -71,6 +72,16 @@ def test_a_layer_that_is_not_there_is_an_error_of_one_line(teacher, tmp_path):
     options = student(teacher, {"name": "at", "features": ["stage9"]})
     with pytest.raises(UserError, match=r"`losses`: `features`: the network has no module `stage9`; expected a path"):
         fit(options, tmp_path / "run")
+
+
+def test_teachers_of_a_run_that_could_not_begin_are_used_again(tmp_path):
+    (tmp_path / "teacher.yaml").write_text(dump(recipe(model=CONVNET, train={"epochs": 1})))
+    changes = {"teachers": [{"recipe": str(tmp_path / "teacher.yaml")}]}
+    with pytest.raises(UserError, match="no module `stage9`"):
+        fit(student("", {"name": "at", "features": ["stage9"]}, **changes), tmp_path / "run")
+    made = (tmp_path / "run" / "teacher0" / "results.json").stat().st_mtime_ns
+    fit(student("", {"name": "at"}, **changes), tmp_path / "run")
+    assert (tmp_path / "run" / "teacher0" / "results.json").stat().st_mtime_ns == made
 
 
 def test_a_rehearsal_leaves_no_trace(teacher, tmp_path):

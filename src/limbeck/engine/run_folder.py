@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -36,6 +37,7 @@ WEIGHTS = {"last": "weights.safetensors", "best": "best.safetensors", "ema": "em
 RESULTS_FORMAT = 1
 TEMPORARY = ".tmp"  # ends the name of a file that is being written
 LOCK = ".lock"
+TEACHER = re.compile(r"teacher\d+")  # folder of a teacher that a run trained for itself
 BEFORE_CONFIG = frozenset({LOCK, f".{CONFIG}{TEMPORARY}"})  # what a run leaves that is killed in its first write
 
 # What may differ between the sessions of one run without changing what it computes. Threads and teachers matter, but
@@ -157,7 +159,7 @@ def is_finished(run: Path, recipe: Recipe, *, resume: bool) -> bool:
         return finished
     if run.is_file():
         raise UserError(f"{run} is a file, not a folder; choose another --run")
-    if run.exists() and any(path.name not in BEFORE_CONFIG for path in run.iterdir()):
+    if run.exists() and not all(_before_config(path) for path in run.iterdir()):
         raise UserError(f"{run}: expected a new or empty folder, got one with other files; choose another --run")
     return False
 
@@ -178,11 +180,16 @@ def prepare(run: Path, recipe: Recipe) -> None:
 
 
 def take_back(run: Path) -> None:
-    """Undo `prepare` where nothing else has come to the folder: a run that cannot begin leaves none behind."""
+    """Undo `prepare` where the run itself wrote nothing: one that cannot begin leaves no more than its teachers."""
     ours = {CONFIG, ENVIRONMENT}
-    if {path.name for path in run.iterdir()} <= ours.union(BEFORE_CONFIG):
+    if all(path.name in ours or _before_config(path) for path in run.iterdir()):
         for name in ours:
             (run / name).unlink()
+
+
+def _before_config(path: Path) -> bool:
+    """Whether a file or folder may be there before a run's recipe: what a killed first write left, or a teacher."""
+    return path.name in BEFORE_CONFIG or (TEACHER.fullmatch(path.name) is not None and path.is_dir())
 
 
 def _refusal(run: Path, finished: bool) -> str:
