@@ -12,7 +12,8 @@ In a round each contender takes a step and KD (KL at temperature 4) one right af
 meets both: `x KD` is the median of the rounds' ratios. The first round is not counted. `loss` is the loss alone,
 forward and backward, on features and logits of such a step; its share is of the fastest step. `MiB` is the peak of a
 step above what is alive before it, `over KD` what is more than KD's, `state` what stays: parameters and buffers.
-Parameters are those of the loss that train, in units of 2^20, as in WKD's table of latencies.
+Parameters are those of the loss that train, in units of 2^20, as in WKD's table of latencies. A machine with other work
+interrupts a long step and not a short loss, so that shares come out too low: the load stands in each row.
 """
 
 from __future__ import annotations
