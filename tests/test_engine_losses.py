@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 
 import pytest
+import torch
 from engine_runs import Hook, assert_same_run, recipe
+from torch import nn
 
-from limbeck.config import TERMS
+import limbeck
+from limbeck.config import TERMS, SPTerm
 from limbeck.config_files import dump
 from limbeck.engine.build_interrelations import build_interrelations
 from limbeck.engine.fit import fit
@@ -82,6 +85,22 @@ def test_teachers_of_a_run_that_could_not_begin_are_used_again(tmp_path):
     made = (tmp_path / "run" / "teacher0" / "results.json").stat().st_mtime_ns
     fit(student("", {"name": "at"}, **changes), tmp_path / "run")
     assert (tmp_path / "run" / "teacher0" / "results.json").stat().st_mtime_ns == made
+
+
+def test_a_layer_that_runs_twice_is_an_error_of_one_line_and_leaves_no_hook(tmp_path):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.relu, self.head = nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.head(self.relu(self.hidden(self.relu(x))))
+
+    student, loader = Shared(), [(torch.eye(4), torch.arange(4))]
+    options = {"losses": SPTerm(features=("relu",)), "folder": tmp_path / "run", "progress": False}
+    with pytest.raises(UserError, match=r"^`losses`: `relu` expected to run once .* ran 2 times"):
+        limbeck.fit(student, loader, teacher=Shared(), **options)
+    assert not student.relu._forward_hooks
 
 
 def test_a_rehearsal_leaves_no_trace(teacher, tmp_path):

@@ -54,9 +54,16 @@ def test_what_goes_into_a_module_that_works_in_place_is_seen_before_it_does():
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_feature_that_was_overwritten_is_an_error(grad):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3))
-    with pytest.raises(RuntimeError, match=r"`0` was overwritten after .*ReLU\(inplace=True\).*`:input`"):
-        with torch.set_grad_enabled(grad):
-            FeatureTaps(model, ["0"])(images())
+    taps, message = FeatureTaps(model, ["0"]), r"`0` was overwritten after .*ReLU\(inplace=True\).*`:input`"
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=message):
+        taps(images())
+
+
+def test_a_name_that_is_not_there_leaves_no_hook_behind():
+    model = build()
+    with pytest.raises(ValueError, match="no module `nowhere`"):
+        FeatureTaps(model, ["features.stage1", "nowhere"])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_gradients_reach_the_layers_below_a_tap_and_not_those_above():

@@ -14,6 +14,7 @@ from limbeck.engine.views import without_memory
 from limbeck.errors import UserError
 from limbeck.functional.interrelations import cost_from_interrelations, uniform_interrelations
 from limbeck.interrelation_files import KINDS, read_interrelations
+from limbeck.models.taps import FeatureError
 from limbeck.objectives import Facts, Supervised, build_objective
 
 if TYPE_CHECKING:
@@ -59,10 +60,14 @@ def open_objective(
     networks = [teacher.model for teacher in teachers]
     try:
         objective = build_objective(recipe, model, networks, facts, recorded, guide).to(data.device)
-        if any("features" in term.inputs for term in recipe.losses):
-            _rehearse(objective, example)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, FeatureError) as error:
         raise UserError(f"`losses`: {error}") from error
+    if any("features" in term.inputs for term in recipe.losses):
+        try:
+            _rehearse(objective, example)
+        except (TypeError, ValueError, FeatureError) as error:
+            objective.close()  # the networks may be a user's
+            raise UserError(f"`losses`: {error}") from error
     return objective
 
 

@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FeatureTaps", "feature_shapes"]
+__all__ = ["FeatureError", "FeatureTaps", "feature_shapes"]
 
 INPUT = ":input"  # behind a module's path: what goes into it
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class FeatureError(RuntimeError):
+    """A named module passed no feature in a call of the network, or not one."""
 
 
 class _Seen(NamedTuple):
@@ -59,10 +63,10 @@ class FeatureTaps:
         self.model, self.names = model, tuple(names)
         self._listening = False
         self._seen: dict[str, list[_Seen]] = {name: [] for name in self.names}
-        self._handles = [self._register(name) for name in dict.fromkeys(self.names)]
+        modules = {name: find_module(model, name.removesuffix(INPUT)) for name in self.names}  # all, or no hook
+        self._handles = [self._register(name, module) for name, module in modules.items()]
 
-    def _register(self, name: str) -> torch.utils.hooks.RemovableHandle:
-        module = find_module(self.model, name.removesuffix(INPUT))
+    def _register(self, name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         if name.endswith(INPUT):
             return module.register_forward_pre_hook(self._hear_input(name))
         return module.register_forward_hook(self._hear_output(name))
@@ -76,8 +80,9 @@ class FeatureTaps:
     def _hear_input(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             value = arguments[0] if arguments else None
-            overwrites = isinstance(value, Tensor) and getattr(module, "inplace", False)
-            self._keep(name, value.clone() if overwrites and self._listening else value)
+            if self._listening and isinstance(value, Tensor) and getattr(module, "inplace", False):
+                value = value.clone()
+            self._keep(name, value)
 
         return hook
 
@@ -95,7 +100,7 @@ class FeatureTaps:
             What the network returns, and the features in the order of the names.
 
         Raises:
-            RuntimeError: A named module did not run, or ran several times, or its feature was overwritten.
+            FeatureError: A named module did not run, or ran several times, or its feature was overwritten.
             TypeError: It passed something else than a tensor.
         """
         self._listening = True
@@ -106,9 +111,9 @@ class FeatureTaps:
             seen, self._seen = self._seen, {name: [] for name in self.names}
         for name, values in seen.items():
             if len(values) != 1:
-                raise RuntimeError(_not_once(name, len(values)))
+                raise FeatureError(_not_once(name, len(values)))
             if _version(values[0].feature) != values[0].version:
-                raise RuntimeError(
+                raise FeatureError(
                     f"`{name}` was overwritten after it was captured, by an operation in place such as a "
                     "`ReLU(inplace=True)`; name the module that does it, with `:input` behind it, or another layer"
                 )
@@ -166,7 +171,7 @@ def feature_shapes(model: nn.Module, names: Sequence[str], example: Tensor) -> l
 
     Raises:
         ValueError: There is no such module.
-        RuntimeError: A named module did not run, or ran several times.
+        FeatureError: A named module did not run, or ran several times, or its feature was overwritten.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8))
