@@ -40,6 +40,7 @@ def test_attack_climbs_what_the_method_is_known_for(terms, climbed):
         (["losses=[{name: cross_entropy}]"], ("a term of the adversarial images", "on: adversarial")),
         (["losses.1.on=guide"], ("adversary.guide", "got null")),
         (["losses.1.on=adversarial"], ("clean or guide",)),
+        (["losses=[{name: cross_entropy, on: adversarial}, {name: tf_kd}]"], ("tf_kd", "makes its own target")),
         (["data.standardise=true"], ("data.standardise", "expected false")),
         (["data.augment.mixup=1"], ("mixup",)),
         (["adversary.attacks=[pgdx]"], ("pgd20, cw20 or aa", "pgdx")),

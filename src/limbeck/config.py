@@ -279,11 +279,11 @@ class Recipe(Options):
             raise ValueError("task `distill` expected at least one entry in `teachers`, got none")
         settings = (setting for row in self.compare.contenders.values() for setting in row.settings)
         terms = [term for setting in (self.losses, *settings) for term in setting]
-        self._check_inputs(terms)
         if self.task == "adversarial":
             self._check_adversarial()
         else:
             self._refuse_adversarial_options(terms)
+        self._check_inputs(terms)
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
                 "`train.batch_size` expected a multiple of `train.accumulate`, "
@@ -311,6 +311,11 @@ class Recipe(Options):
                     f"task `adversarial` expected losses of logits, got `{term.name}`, which sees features"
                 )
             mixed = self.data.augment.mixup or self.data.augment.cutmix
+            if self.task == "adversarial" and not asked and term.name != "cross_entropy":
+                raise ValueError(
+                    f"task `adversarial` expected cross_entropy and losses between two sets of logits, got "
+                    f"`{term.name}`, which makes its own target"
+                )
             if term.hard_labels and mixed:
                 raise ValueError(
                     f"the loss `{term.name}` needs each image's one class, so `data.augment.mixup` and `cutmix` "
