@@ -300,6 +300,17 @@ def test_class_attention_looks_at_the_map_that_the_classifier_averages(network: 
     assert torch.isclose(value, (logits - model.head.bias).square().mean(), rtol=1e-4)
 
 
+def test_review_takes_a_batch_of_one_in_training() -> None:
+    loss = CASES["review_kd"]()
+    own, target = ([x[:1] for x in side] for side in given("review_kd"))
+    before = copy.deepcopy(loss.blocks[-1].state_dict())
+    value = loss(own, target)
+    value.backward()
+    assert value.isfinite()
+    after = loss.blocks[-1].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
+
+
 def test_review_fuses_from_deep_to_shallow() -> None:
     """Block by block, in eval mode: norms are affine maps; attention weights the own and the deeper map."""
     loss = CASES["review_kd"]().eval()

@@ -22,7 +22,8 @@ class ReviewKDLoss(FeatureLoss):
     level is summed. The deepest layer is the pooled vector, a map of one position. The public code compares with the
     teacher's maps before the activation and takes the student's behind it (before it on ImageNet); it multiplies the
     loss by min(epoch / 20, 1) on CIFAR-100 (epochs from 1), which is the term's warm-up. Sizes follow from the shapes;
-    the public code has them as constants. Batch normalisation of a vector needs two samples or more in training mode.
+    the public code has them as constants. In training too, a vector of a batch of one is normalised by the running
+    statistics, where the public code raises.
 
     Args:
         shapes: (D, H, W) of the student's maps of one sample, or (D,) of its vector; shallow first.
@@ -96,10 +97,10 @@ class FusionBlock(nn.Module):
 
     def __init__(self, channels: int, mid_channels: int, target_channels: int, *, fuse: bool) -> None:
         super().__init__()
-        self.enter = nn.Sequential(nn.Conv2d(channels, mid_channels, 1, bias=False), nn.BatchNorm2d(mid_channels))
+        self.enter = nn.Sequential(nn.Conv2d(channels, mid_channels, 1, bias=False), _Norm(mid_channels))
         self.attend = nn.Conv2d(2 * mid_channels, 2, 1) if fuse else None
         self.leave = nn.Sequential(
-            nn.Conv2d(mid_channels, target_channels, 3, padding=1, bias=False), nn.BatchNorm2d(target_channels)
+            nn.Conv2d(mid_channels, target_channels, 3, padding=1, bias=False), _Norm(target_channels)
         )
 
     def forward(self, feature: Tensor, deeper: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -112,6 +113,16 @@ class FusionBlock(nn.Module):
         if fused.shape[-2:] != tuple(size):
             fused = F.interpolate(fused, tuple(size), mode="nearest")
         return self.leave(fused), fused
+
+
+class _Norm(nn.BatchNorm2d):
+    """Of one value per channel, a vector of a batch of one, there is no variance: the running statistics stand in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, D, H, W)."""
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 def _as_map(features: Tensor) -> Tensor:
