@@ -41,3 +41,17 @@ def test_many_differences_are_a_list_with_the_largest_first(many):
         axes = differences.draw(differences.compute(many), new_figure(3.0)[1][0])
         names = [label.get_text().split(":")[0] for label in axes.get_yticklabels()]
     assert names == [f"loss{number}" for number in range(9, -1, -1)] + ["ce"]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "note"),
+    [
+        ("kl", f"the baseline and the {SHOWN - 1} first ones."),
+        ("gone", f"the {SHOWN - 1} first ones."),
+    ],
+)
+def test_captions_claim_no_validation_and_no_baseline_that_is_not_there(tmp_path, baseline, note):
+    rows = {name: [[(top1, None), (top1 + 0.01, None)]] for name, top1 in ROWS.items()}
+    comparison = summarise(fake_comparison(tmp_path / "many", rows, baseline=baseline))
+    captions = {picture.name: picture.caption for picture in comparison_pictures(comparison)}
+    assert captions["per_class"].endswith(f" Of 12 rows: {note}")

@@ -81,7 +81,7 @@ def comparison_pictures(comparison: Comparison) -> list[Picture]:
             *robust_pictures.of_attacks(rows, comparison.baseline),
         ]
         if len(rows) < len(comparison.rows):
-            note = f" Of {len(comparison.rows)} rows: the baseline and the {len(rows) - 1} best on validation."
+            note = f" Of {len(comparison.rows)} rows: {_which(comparison, rows)}."
             of_some = [replace(picture, caption=picture.caption + note) for picture in of_some]
         return [*_differences(comparison), *robust_pictures.of_comparison(comparison), *of_some]
 
@@ -98,6 +98,13 @@ def some_rows(comparison: Comparison) -> dict[str, list[Run]]:
     best = sorted(rows, key=lambda name: -(spread.mean if (spread := chosen[name]) else 0.0))
     kept = [name for name in best if name != comparison.baseline][: SHOWN - 1]
     return {name: runs for name, runs in rows.items() if name in kept or name == comparison.baseline}
+
+
+def _which(comparison: Comparison, rows: Rows) -> str:
+    """Say which rows `some_rows` has kept."""
+    validated = any(row.validation[row.selected] for row in comparison.rows)
+    others = f"{len(rows) - (comparison.baseline in rows)} {'best on validation' if validated else 'first ones'}"
+    return f"the baseline and the {others}" if comparison.baseline in rows else f"the {others}"
 
 
 def save(pictures: Sequence[Picture], out: Path) -> list[Path]:
