@@ -14,8 +14,10 @@ from limbeck.config import TERMS, SPTerm
 from limbeck.config_files import dump
 from limbeck.engine.build_interrelations import build_interrelations
 from limbeck.engine.fit import fit
+from limbeck.engine.loop import Trainer
 from limbeck.engine.progress import Reporter
-from limbeck.errors import Interrupted, UserError
+from limbeck.engine.run_folder import CHECKPOINT
+from limbeck.errors import Diverged, Interrupted, UserError
 from limbeck.interrelation_files import KINDS, InterrelationRequest
 
 CONVNET = {"name": "convnet", "width": 4, "depth": 3}
@@ -101,6 +103,20 @@ def test_a_layer_that_runs_twice_is_an_error_of_one_line_and_leaves_no_hook(tmp_
     with pytest.raises(UserError, match=r"^`losses`: `relu` expected to run once .* ran 2 times"):
         limbeck.fit(student, loader, teacher=Shared(), **options)
     assert not student.relu._forward_hooks
+
+
+def test_no_checkpoint_holds_a_loss_whose_weights_are_not_finite(teacher, tmp_path, monkeypatch):
+    optimize = Trainer._optimize
+
+    def spoil(trainer, batch):
+        optimize(trainer, batch)
+        if trainer.step == trainer.steps_per_epoch:  # after the last forward pass before a checkpoint
+            nn.init.constant_(next(trainer.objective.losses.parameters()), torch.nan)
+
+    monkeypatch.setattr(Trainer, "_optimize", spoil)
+    with pytest.raises(Diverged, match="`weights` is not finite at step 7"):
+        fit(student(teacher, {"name": "fitnet"}), tmp_path / "run")
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
 
 
 def test_a_rehearsal_leaves_no_trace(teacher, tmp_path):

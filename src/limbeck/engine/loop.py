@@ -354,8 +354,9 @@ class Trainer:
         }
 
     def _check_weights(self) -> None:
-        """Raise NotFinite if a weight or a running statistic is not finite, though every loss so far was."""
-        models = [self.model, *([self.objective.guide] if self.objective.guide is not None else [])]
+        """Raise NotFinite if a weight or a statistic, of networks or losses, is not, though every loss so far was."""
+        models = [self.model, self.objective.losses]
+        models += [] if self.objective.guide is None else [self.objective.guide]
         models += [] if self.average is None else [self.average.model]
         tensors = [tensor for model in models for tensor in model.state_dict().values()]
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
