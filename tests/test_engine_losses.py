@@ -10,7 +10,7 @@ from engine_runs import Hook, assert_same_run, recipe
 from torch import nn
 
 import limbeck
-from limbeck.config import TERMS, SPTerm
+from limbeck.config import TERMS, CRDTerm, CrossEntropyTerm, RKDTerm, SPTerm, USKDTerm
 from limbeck.config_files import dump
 from limbeck.engine.build_interrelations import build_interrelations
 from limbeck.engine.fit import fit
@@ -103,6 +103,37 @@ def test_a_layer_that_runs_twice_is_an_error_of_one_line_and_leaves_no_hook(tmp_
     with pytest.raises(UserError, match=r"^`losses`: `relu` expected to run once .* ran 2 times"):
         limbeck.fit(student, loader, teacher=Shared(), **options)
     assert not student.relu._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [RKDTerm(features=("head",)), CRDTerm(features=("head",))],  # a loader hides its labels
+        [RKDTerm(features=("head",), target_features=("nowhere",))],
+        [CrossEntropyTerm(), USKDTerm(features=("head", "head"))],
+    ],
+)
+def test_losses_that_cannot_be_built_leave_no_hook(terms, tmp_path):
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.head(x)
+
+    student, teacher = Small(), Small()
+    with pytest.raises(UserError, match=r"^`losses`: "):
+        limbeck.fit(
+            student,
+            [(torch.eye(4), torch.arange(4))],
+            teacher=teacher,
+            losses=terms,
+            folder=tmp_path / "run",
+            progress=False,
+        )
+    assert not student.head._forward_hooks
+    assert not teacher.head._forward_hooks
 
 
 def test_no_checkpoint_holds_a_loss_whose_weights_are_not_finite(teacher, tmp_path, monkeypatch):

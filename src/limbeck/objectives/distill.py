@@ -53,15 +53,25 @@ class Distillation(Supervised):
         super().__init__(student, terms, epochs=epochs, facts=facts)
         # A tuple is not registered, so train(), parameters(), to() and state_dict() pass the teachers by.
         self.teachers = tuple(teacher.eval().requires_grad_(False) for teacher in teachers)
-        self.teacher_layers = tuple(Layers(teacher, self.terms, teacher=True) for teacher in self.teachers)
+        self.teacher_layers: tuple[Layers, ...] = ()
         self.recorded = tuple(recorded)
         self.taught = {name: term for name, term in self.terms.items() if asks_teacher(term)}
+        try:
+            self._build()
+        except Exception:
+            self.close()  # the networks may be a user's
+            raise
+        self.set_epoch(1)
+
+    def _build(self) -> None:
+        """Set the teachers' hooks, and build a loss for each of them."""
+        for teacher in self.teachers:
+            self.teacher_layers += (Layers(teacher, self.terms, teacher=True),)
         for name, term in self.taught.items():
             self.losses[name] = nn.ModuleList(
-                build_loss(name, term, facts, self.layers, layers, position)
+                build_loss(name, term, self.facts, self.layers, layers, position)
                 for position, layers in enumerate(self.teacher_layers)
             )
-        self.set_epoch(1)
 
     def forward(self, batch: Batch) -> Outcome:
         """Return the loss of a batch, its parts and the logits of student and teachers."""

@@ -77,9 +77,13 @@ class Supervised(nn.Module):
         self.guide: nn.Module | None = None  # a second network that trains
         self.epochs = epochs
         self.layers = Layers(student, self.terms, teacher=False)
-        for name, term in self.terms.items():
-            if not isinstance(term, CrossEntropyTerm) and not asks_teacher(term):
-                self.losses[name] = build_loss(name, term, facts, self.layers)
+        try:
+            for name, term in self.terms.items():
+                if not isinstance(term, CrossEntropyTerm) and not asks_teacher(term):
+                    self.losses[name] = build_loss(name, term, facts, self.layers)
+        except Exception:
+            self.layers.close()  # the network may be a user's
+            raise
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int) -> None:
