@@ -14,9 +14,9 @@ from limbeck.config_files import (
     load_recipe,
     read_header,
     recipe_names,
-    select_rows,
     short_name,
 )
+from limbeck.config_rows import select_rows
 from limbeck.errors import UserError
 from limbeck.objectives.build import KNOWN, LOSSES
 
@@ -294,3 +294,9 @@ def test_constructor_has_the_options_of_the_config_in_order_with_their_defaults(
     }
     assert list(taken.items()) == list(declared.items())
     assert "reduction" not in list(signature.parameters)[:-1]
+
+
+def test_a_row_may_be_spelt_as_the_loss_and_the_other_way_round():
+    recipe = load_recipe("distill/digits/methods")
+    assert select_rows(recipe, "kl, wkd_l,review-kd") == ("kl", "wkd-l", "review-kd")
+    assert select_rows(recipe, "all") is None

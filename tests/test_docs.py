@@ -19,7 +19,8 @@ from mkdocs.exceptions import Abort
 import limbeck
 from limbeck import config, functional, losses
 from limbeck.commands import app
-from limbeck.config_files import load_recipe, select_rows
+from limbeck.config_files import load_recipe
+from limbeck.config_rows import select_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

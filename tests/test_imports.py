@@ -36,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "config_errors": SETTINGS,
     "config_files": {"config_errors"} | SETTINGS,
     "config_grid": {"config_files"} | SETTINGS,
+    "config_rows": SETTINGS,
     "kernels": set(),
     "functional": {"kernels"},
     "losses": {"functional", "draws"},
@@ -56,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
     "api": {"api_inputs", "engine", "analysis", "data", "config_arguments"} | SETTINGS,
     "api_inputs": {"engine", "data", "config_arguments"} | SETTINGS,
     **{
-        module: {"engine", "analysis", "papers", "config_files", "config_grid", "data_files", "download"}
+        module: {"engine", "analysis", "papers", "config_files", "config_grid", "config_rows", "data_files", "download"}
         | {"interrelation_files"}
         | SETTINGS
         | COMMAND_LINE

@@ -160,7 +160,7 @@ def test_taps_on_a_network_that_was_compiled_and_run_before_say_so():
     torch._dynamo.reset()
     compiled = torch.compile(build(), backend="aot_eager")
     compiled(images())
-    with pytest.raises(RuntimeError, match=r"`features.stage2` captured nothing.*before the first call of a compiled"):
+    with pytest.raises(RuntimeError, match=r"`features.stage2` captured nothing.*hooks that came after its first call"):
         FeatureTaps(compiled, ["features.stage2"])(images())
 
 
@@ -263,3 +263,9 @@ def test_a_stage_without_one_activation_of_a_map_is_refused(name):
 def test_margins_need_the_words_for_maps_before_the_activation():
     with pytest.raises(ValueError, match=r"whose norm is known, such as `stages:preactivation`.*got 'stages'"):
         layer_norms(build(), ["stages"])
+
+
+@pytest.mark.parametrize("names", ["features.stage1", []])
+def test_names_are_a_list_that_is_not_empty(names):
+    with pytest.raises(ValueError, match=r"`names` expected a list of module paths"):
+        FeatureTaps(build(), names)

@@ -26,6 +26,7 @@ from limbeck.config import (
     ModelOptions,
     Recipe,
     ReverseKLTerm,
+    ReviewKDTerm,
     TeacherOptions,
     TfKDTerm,
     USKDTerm,
@@ -34,7 +35,7 @@ from limbeck.config import (
     ZipfTerm,
     loss_options,
 )
-from limbeck.losses import ClassPrior, StandardizedLoss
+from limbeck.losses import ClassPrior, FitNetLoss, StandardizedLoss
 from limbeck.models import build_model
 from limbeck.objectives import Distillation, Supervised, build_objective
 from limbeck.objectives.build import Facts, build_loss
@@ -367,3 +368,27 @@ def test_closing_takes_all_hooks_away():
     objective = Distillation(student, [teacher], [ATTerm()], epochs=3, facts=small_facts())
     objective.close()
     assert not any(part._forward_hooks for net in (student, teacher) for part in net.modules())
+
+
+def test_layers_named_for_the_student_stand_for_the_teachers_too():
+    assert ReviewKDTerm().target_features == ("stages:preactivation", "pooled")
+    assert ReviewKDTerm(features=("2", "5")).target_features is None
+
+
+def test_a_mistake_names_the_term_the_option_and_the_network():
+    facts = small_facts()
+    for term, message in (
+        (FitNetTerm(features=("stage9",)), "`fitnet`, `features` of the student: the network has no module `stage9`"),
+        (FitNetTerm(target_features=("nolayer",)), "`fitnet`, `target_features` of the teacher: the network has no"),
+        (
+            ATTerm(target_features=("stage1",)),
+            r"`at` expected as many layers .* got 3 .* and 1 \(features.stage1\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Distillation(zoo("resnet8", 0), [zoo("resnet14", 1)], [term], epochs=3, facts=facts)
+
+
+def test_one_shape_in_place_of_a_list_of_them_is_refused():
+    with pytest.raises(TypeError, match=r"`shapes` expected one shape per layer, such as \[\(16, 8, 8\)\]"):
+        FitNetLoss((16, 8, 8), [(32, 8, 8)])

@@ -220,7 +220,8 @@ def compare(
     workers: Workers = None,
 ) -> None:
     """Train the rows of a recipe on several seeds, then print the table. Finished runs are not trained again."""
-    from limbeck.config_files import check_teachers, default_folder, load_recipe, select_rows
+    from limbeck.config_files import check_teachers, default_folder, load_recipe
+    from limbeck.config_rows import select_rows
 
     options = load_recipe(recipe, overrides or ())
     check_teachers(options)

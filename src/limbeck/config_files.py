@@ -291,29 +291,6 @@ def check_teachers(recipe: Recipe) -> None:
                 raise UserError(f"`teachers.{number}.recipe`: {error}") from error
 
 
-def select_rows(recipe: Recipe, rows: str | None) -> tuple[str, ...] | None:
-    """Return the rows of a comparison that a comma-separated list names; None for all: no list, or `all`.
-
-    Raises:
-        UserError: the recipe has no rows, no such row, or the baseline is left out.
-    """
-    known = recipe.compare.contenders
-    if not known:
-        raise UserError("the recipe has no rows to compare; `limbeck recipes distill/digits/few-labels` shows some")
-    if rows is None or rows.strip() == "all":
-        return None
-    chosen = tuple(dict.fromkeys(row.strip() for row in rows.split(",") if row.strip()))
-    for row in chosen:
-        if row not in known:
-            raise UserError(f"--losses: unknown row `{row}`; {did_you_mean(row, known)} (rows: {', '.join(known)})")
-    if recipe.compare.baseline not in chosen:
-        raise UserError(
-            f"--losses expected the baseline `{recipe.compare.baseline}` among the rows, got {rows or 'none'}; "
-            "add it, or name another: --set compare.baseline=ROW"
-        )
-    return chosen
-
-
 def parse_override(text: str) -> Override:
     """Return the path and the value of `a.b=value`, the value in YAML.
 

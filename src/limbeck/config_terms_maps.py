@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from limbeck.config_terms import FeatureTerm, Input, Positive, TermOptions, feature_names
 
@@ -96,6 +96,15 @@ class ReviewKDTerm(FeatureTerm):
         ("stages:preactivation", "pooled"),
         description="Layers of the teacher, paired with the student's in order, shallow first.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_student(cls, data: Any) -> Any:
+        """Layers that are named for the student stand for the teacher's too, as in every other term."""
+        if isinstance(data, dict) and "features" in data and "target_features" not in data:
+            return {**data, "target_features": None}
+        return data
+
     max_mid_channels: Annotated[int, Field(ge=1)] = Field(
         512, description="Channels of the fused maps, if the student's deepest layer has not fewer; 256 for MobileNet."
     )

@@ -167,6 +167,7 @@ def needs(term: type[TermOptions]) -> str:
 
 def print_loss(name: str) -> None:
     """Print one loss: formula, and each option's default, range and meaning."""
+    name = name.replace("-", "_")
     if name not in TERMS:
         raise UserError(f"unknown loss `{name}`; {did_you_mean(name, TERMS)}")
     term = TERMS[name]

@@ -18,6 +18,7 @@ from limbeck.engine import run_folder
 from limbeck.engine.checkpoint import load_checkpoint
 from limbeck.engine.lock import locked
 from limbeck.engine.loop import Trainer
+from limbeck.engine.objective import refuse_misfits
 from limbeck.engine.progress import Reporter
 from limbeck.engine.results import finish
 from limbeck.engine.signals import StopRequest
@@ -104,7 +105,7 @@ def train_run(
             data = given.data if given else resources.data(recipe.data, device)
             model = _prepare(given.model if given else _build_student(recipe, data), recipe, device)
             if sources is None:
-                _check_teachers(recipe, data, device, resources)
+                _check_teachers(recipe, model, data, resources)
             run_folder.prepare(run, recipe)
             if sources is None:
                 sources = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
@@ -224,17 +225,21 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
         ) from error
 
 
-def _check_teachers(recipe: Recipe, data: DataBundle, device: torch.device, resources: Resources) -> None:
-    """Raise UserError for a teacher that does not fit, before anything is written or trained."""
+def _check_teachers(recipe: Recipe, model: nn.Module, data: DataBundle, resources: Resources) -> None:
+    """Raise UserError for a teacher or a loss that does not fit, before anything is written or trained."""
+    networks: list[nn.Module] = []
     for options in _teachers(recipe):
         if (source := _ready(options, recipe)) is not None:
-            resources.teacher(source, data, recipe.data)
+            networks.append(without_memory(resources.teacher(source, data, recipe.data).model))
         else:
             teacher = _teacher_recipe(str(options.recipe), recipe)
-            theirs = resources.data(teacher.data, device)
+            theirs = resources.data(teacher.data, data.device)
             refuse_other_shape(theirs.num_classes, theirs.image_shape, data, f"teacher {options.recipe}")
             refuse_seen_test_images(teacher.data, recipe.data, f"teacher {options.recipe}")
             refuse_other_pixels(teacher.data, recipe.data, f"teacher {options.recipe}")
+            networks.append(_build_student(teacher, theirs))
+    if any("features" in term.inputs for term in recipe.losses):
+        refuse_misfits(recipe, model, data, networks)
 
 
 def _teachers(recipe: Recipe) -> tuple[TeacherOptions, ...]:

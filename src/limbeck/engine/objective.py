@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from limbeck.config import did_you_mean
 from limbeck.data import Batch, Source
 from limbeck.engine.interrelations import compute_interrelations
 from limbeck.engine.views import without_memory
@@ -71,6 +73,33 @@ def open_objective(
     return objective
 
 
+def refuse_misfits(recipe: Recipe, model: nn.Module, data: DataBundle, teachers: Sequence[nn.Module]) -> None:
+    """Refuse losses of features that do not fit the networks, as long as nothing has been trained for them.
+
+    Args:
+        recipe: What to do.
+        model: The student; a copy of it is looked at.
+        data: The data.
+        teachers: Networks like the teachers, trained or not, in the recipe's order.
+
+    Raises:
+        UserError: A network has no such layer, or a loss cannot pair its layers.
+    """
+    example = torch.zeros(1, *data.image_shape, device=data.device)
+    facts = Facts(
+        num_classes=data.num_classes,
+        example=example,
+        train_labels=data.train.labels if isinstance(data.train, Source) else None,
+        costs=lambda position, term: cost_from_interrelations(uniform_interrelations(data.num_classes).float()),
+        seed=recipe.seed,
+    )
+    try:
+        networks = [copy.deepcopy(network).to(data.device) for network in (model, *teachers)]
+        _rehearse(build_objective(recipe, networks[0], networks[1:], facts).to(data.device), example)
+    except (TypeError, ValueError, FeatureError) as error:
+        raise UserError(f"`losses`: {error}") from error
+
+
 @torch.no_grad()
 def _rehearse(objective: Supervised, example: Tensor) -> None:
     """Let the losses look at two empty images, in eval mode, so that layers that do not fit are found at once."""
@@ -90,6 +119,11 @@ def _cost(data: DataBundle, teachers: Sequence[Teacher], position: int, term: WK
     if term.transport_weight == 0:
         kind = "uniform"  # none is used
     if kind is None:
+        if "." not in term.interrelations and not Path(term.interrelations).exists():
+            raise UserError(
+                f"`interrelations` expected a file or a kind, got {term.interrelations!r}, which is neither; "
+                f"{did_you_mean(term.interrelations, KINDS)}"
+            )
         found = torch.from_numpy(read_interrelations(Path(term.interrelations)).interrelations)
         if found.shape != (data.num_classes, data.num_classes):
             raise UserError(

@@ -51,6 +51,12 @@ def check_shapes(shapes: Shapes, target_shapes: Shapes) -> None:
     Raises:
         ValueError: They are not, or a shape is empty.
     """
+    for name, side in (("shapes", shapes), ("target_shapes", target_shapes)):
+        if any(isinstance(shape, int) for shape in side):
+            raise TypeError(
+                f"`{name}` expected one shape per layer, such as [{tuple(side)}], got {tuple(side)}; a layer's shape "
+                "has no batch axis"
+            )
     if not shapes or len(shapes) != len(target_shapes):
         raise ValueError(
             "`shapes` and `target_shapes` expected one shape per layer, as many of the student as of the teacher, got "

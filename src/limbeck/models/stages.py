@@ -57,7 +57,7 @@ def _paths(model: nn.Module, name: str) -> list[str]:
         if word in WORDS or name != word:
             children = ", ".join(path for path, _ in network.named_children())
             raise ValueError(
-                f"`features`: {name!r} is known of networks of this library alone; name modules of the "
+                f"{name!r} is known of networks of this library alone; name modules of the "
                 f"{type(network).__name__} by their paths, such as {children}"
             )
         return [name]
@@ -79,7 +79,7 @@ def layer_norms(model: nn.Module, names: Sequence[str]) -> list[nn.BatchNorm2d]:
         stages = _stages(network, name.removesuffix(PREACTIVATION)) if isinstance(network, Network) else None
         if not name.endswith(PREACTIVATION) or stages is None or not isinstance(network, Network):
             raise ValueError(
-                f"`target_features`: expected maps before the activation, whose norm is known, such as "
+                f"`target_features` expected maps before the activation, whose norm is known, such as "
                 f"`stages{PREACTIVATION}` of a network of this library, got {name!r}"
             )
         norms += [before_activation(network, stage).norm for stage in stages]
@@ -91,7 +91,9 @@ def _stages(network: Network, word: str) -> list[str] | None:
     names = [name for name, _ in network.features.named_children()]
     stages = [name for name in names if name.startswith("stage")]
     if word in ("stages", "last", "hint") and not stages:
-        raise ValueError(f"`features`: {word!r} expected a network with stages beside its stem, got {', '.join(names)}")
+        raise ValueError(
+            f"{word!r} expected a network with stages beside its stem, got {', '.join(names)}; name a module's path"
+        )
     match word:
         case "stages":
             return stages
@@ -145,7 +147,7 @@ def before_activation(network: Network, stage: str) -> Preactivation:
     if isinstance(project, nn.Sequential):
         return Preactivation(f"features.{stage}", _norm(project, "bn"))
     raise ValueError(
-        f"`features`: '{stage}{PREACTIVATION}' expected a stage that ends with one activation of a norm's maps, got "
+        f"'{stage}{PREACTIVATION}' expected a stage that ends with one activation of a norm's maps, got "
         f"one that ends with {type(module).__name__}; name a module's path"
     )
 
@@ -153,5 +155,5 @@ def before_activation(network: Network, stage: str) -> Preactivation:
 def _norm(module: nn.Module, name: str) -> nn.BatchNorm2d:
     norm = module.get_submodule(name)
     if not isinstance(norm, nn.BatchNorm2d):
-        raise ValueError(f"`features`: expected a BatchNorm2d before the activation, got {type(norm).__name__}")
+        raise ValueError(f"expected a BatchNorm2d before the activation, got {type(norm).__name__}")
     return norm

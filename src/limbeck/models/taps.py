@@ -49,7 +49,7 @@ class FeatureTaps:
             module's first argument in place of its result.
 
     Raises:
-        ValueError: There is no such module.
+        ValueError: There is no such module, or no name.
 
     Example:
         >>> import torch
@@ -60,6 +60,8 @@ class FeatureTaps:
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        if isinstance(names, str) or not names:
+            raise ValueError(f"`names` expected a list of module paths, such as ['layer4'], got {names!r}")
         self.model, self.names = model, tuple(names)
         self._listening = False
         self._seen: dict[str, list[_Seen]] = {name: [] for name in self.names}
@@ -129,8 +131,9 @@ def _not_once(name: str, times: int) -> str:
     if times:
         return f"`{name}` expected to run once in a call of the network, ran {times} times; name one that is not shared"
     return (
-        f"`{name}` captured nothing: the module did not run in this call of the network; name one that does, and build "
-        "the taps before the first call of a compiled network"
+        f"`{name}` captured nothing: the module did not run in this call of the network; name one that does. A "
+        "compiled network does not notice hooks that came after its first call, or after that of another of its class: "
+        "build the taps before, or call torch._dynamo.reset() after building them"
     )
 
 
@@ -148,7 +151,7 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
         return bare[name]
     near = difflib.get_close_matches(name, [path for path in bare if path], n=3, cutoff=0.4)
     known = near or [path for path, _ in model.named_children()]
-    raise ValueError(f"`features`: the network has no module `{name}`; expected a path such as {', '.join(known)}")
+    raise ValueError(f"the network has no module `{name}`; expected a path such as {', '.join(known)}")
 
 
 def _without_wrappers(path: str) -> str:

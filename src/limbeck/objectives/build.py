@@ -141,12 +141,13 @@ def _known(
         network = need("a teacher", teacher, "this task has none of").model
         return [relu_margins(norm) for norm in layer_norms(network, options.target_features or options.features)]
 
+    hidden = "a user's loader hides; call the loss in a loop of your own"
     return {
         "margins": margins,
         "num_classes": lambda: facts.num_classes,
         "shapes": lambda: shapes(student),
         "target_shapes": lambda: shapes(teacher),
-        "train_labels": lambda: need("the labels of all training images", facts.train_labels, "a user's loader hides"),
+        "train_labels": lambda: need("the labels of all training images", facts.train_labels, hidden),
         "cost": lambda: need("costs between classes", facts.costs, "this task has none of")(position, term),
         "seed": lambda: facts.seed,
     }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.objectives.build import build_loss
-from limbeck.objectives.layers import Layers, View
+from limbeck.objectives.layers import Layers, View, check_pairs
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 from limbeck.objectives.terms import asks_teacher
 
@@ -68,6 +68,8 @@ class Distillation(Supervised):
         for teacher in self.teachers:
             self.teacher_layers += (Layers(teacher, self.terms, teacher=True),)
         for name, term in self.taught.items():
+            for layers in self.teacher_layers:
+                check_pairs(name, self.layers, layers)
             self.losses[name] = nn.ModuleList(
                 build_loss(name, term, self.facts, self.layers, layers, position)
                 for position, layers in enumerate(self.teacher_layers)

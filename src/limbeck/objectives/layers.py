@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limbeck.config import FeatureTerm
 from limbeck.models.stages import layer_paths, unwrapped
-from limbeck.models.taps import FeatureTaps, feature_shapes
+from limbeck.models.taps import INPUT, FeatureTaps, feature_shapes, find_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Layers:
         self.model = model
         asked = "target_features" if teacher else "features"
         self.paths = {
-            name: layer_paths(model, (term.target_features if teacher else None) or term.features)
+            name: _found(name, term, model, teacher=teacher)
             for name, term in terms.items()
             if isinstance(term, FeatureTerm) and asked in term.inputs
         }
@@ -72,6 +72,32 @@ class Layers:
         """Take the hooks away."""
         if self._taps is not None:
             self._taps.close()
+
+
+def _found(name: str, term: FeatureTerm, model: nn.Module, *, teacher: bool) -> list[str]:
+    """Return the paths of a term's layers in a network, all of which are there."""
+    try:
+        paths = layer_paths(model, (term.target_features if teacher else None) or term.features)
+        for path in paths:
+            find_module(model, path.removesuffix(INPUT))
+    except ValueError as error:
+        option = "target_features" if teacher and term.target_features else "features"
+        raise ValueError(f"`{name}`, `{option}` of the {'teacher' if teacher else 'student'}: {error}") from error
+    return paths
+
+
+def check_pairs(name: str, student: Layers, teacher: Layers) -> None:
+    """Refuse a term that looks at other numbers of layers in two networks, since they are paired in order.
+
+    Raises:
+        ValueError: It does.
+    """
+    ours, theirs = (layers.paths.get(name) for layers in (student, teacher))
+    if ours is not None and theirs is not None and len(ours) != len(theirs):
+        raise ValueError(
+            f"`{name}` expected as many layers of the student as of the teacher, got {len(ours)} ({', '.join(ours)}) "
+            f"and {len(theirs)} ({', '.join(theirs)}); name those to be paired in `features` and `target_features`"
+        )
 
 
 def classifier(model: nn.Module, num_classes: int) -> nn.Linear:
