@@ -113,7 +113,9 @@ def test_every_table_of_the_theory_is_quoted_once(computed):
 def test_every_picture_of_the_theory_is_drawn_and_committed_for_light_and_dark(computed):
     _, docs = computed
     drawn = {path.name for path in (docs / "assets").iterdir()}
-    assert drawn == {path.name for path in (ROOT / "docs" / "assets").glob("*.svg")}
+    committed = {path.name for path in (ROOT / "docs" / "assets").glob("*.svg")}
+    # `python -m benchmarks.interrelations` draws those two, from teachers that it trains.
+    assert drawn == committed - {"interrelations.svg", "interrelations-dark.svg"}
     assert len(drawn) == 8
     for path in (docs / "assets").iterdir():
         assert "</svg>" in path.read_text("utf-8")
