@@ -59,3 +59,20 @@ def test_bad_input_is_said_in_one_line(
     sides = {"logits": torch.zeros(2, 3), "target_logits": torch.zeros(2, 3), "labels": torch.tensor([0, 1])}
     with pytest.raises(error, match=message.replace("{}", name)):
         LOSSES[name](**{**sides, **change})
+
+
+def test_more_losses_can_be_captured_in_a_process_than_torch_captures_of_one_function() -> None:
+    student, target, _ = labelled_batch()
+    pairs = (
+        functional.kl_divergence,
+        functional.reverse_kl_divergence,
+        functional.js_divergence,
+        functional.total_variation,
+        functional.soft_cross_entropy,
+        functional.logit_mse,
+        functional.ttm_divergence,
+        functional.akl_divergence,
+        functional.probabilistic_transfer,
+    )
+    for loss in pairs:  # the limit is eight
+        assert torch.isfinite(torch.compile(loss, fullgraph=True, backend="eager")(student, target))

@@ -182,6 +182,7 @@ def test_each_row_of_table_i_changes_what_the_table_says(data):
         "1.name": ["kl", "dkl", "dkl", "dkl", "gkl", "gkl"],
         "1.weight": [9, 1, 1, 1, 1, 1],
         "1.scale_by_t2": [False, False, False, False, None, None],
+        "1.standardize": [False, False, False, False, None, None],  # not an option of gkl
         "1.prior": [None, "sample", "sample", "sample", "sample", "class"],
         "1.symmetric": [None, False, False, True, None, None],  # gkl always is
         "1.mse_weight": [None, 9, 20, 20, 20, 20],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, ParamSpec, TypeVar
+from types import FunctionType
+from typing import Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)
 
+    # A code object of its own: torch.compile counts what it has captured of each, and gives up after eight.
+    own = cast("FunctionType", wrapped)
+    own.__code__ = own.__code__.replace(co_name=function.__name__)
     return wrapped
 
 
