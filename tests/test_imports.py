@@ -19,7 +19,17 @@ import limbeck
 PACKAGE = Path(limbeck.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-COMMAND_LINE = {"__main__", "cli", "commands", "data_commands", "demo", "interrelation_commands", "listings", "present"}
+COMMAND_LINE = {
+    "launch",
+    "__main__",
+    "cli",
+    "commands",
+    "data_commands",
+    "demo",
+    "interrelation_commands",
+    "listings",
+    "present",
+}
 TERMS = {path.stem for path in PACKAGE.glob("config_terms*.py")}
 SETTINGS = {"config", "config_adversary", "config_data", "config_losses", "config_models", "errors"} | TERMS
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -119,25 +120,42 @@ def train(
             min=1, help="Born-again networks: so many runs, each learns from the one before. Goes on by itself."
         ),
     ] = 1,
+    nproc: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks of this machine to train on, as torchrun would start them.", show_default="1"),
+    ] = None,
 ) -> None:
-    """Train one recipe into a run folder."""
+    """Train one recipe into a run folder, alone or (`torchrun -m limbeck train ...`) on many ranks."""
     from limbeck.config_files import check_teachers, default_folder, load_recipe
 
     options = load_recipe(recipe, overrides or ())
     check_teachers(options)
     folder = run or default_folder(recipe)
+    if nproc and nproc > 1:
+        from limbeck.launch import launch, without_nproc
+
+        raise typer.Exit(launch(without_nproc(sys.argv[1:]), nproc))
     from limbeck.listings import loading, print_generations, print_results, print_robustness
 
     with loading():
         from limbeck.engine.fit import fit
         from limbeck.engine.generations import train_generations
         from limbeck.engine.progress import open_reporter
+        from limbeck.engine.ranks import joined
         from limbeck.engine.robustness import read_figures
 
-    if generations > 1:
-        print_generations(train_generations(options, folder, generations, reporter=open_reporter()), folder)
+    with joined(options.train.device) as place:
+        reporter = open_reporter() if place.lead else None
+        if generations > 1:
+            family = train_generations(options, folder, generations, reporter=reporter)
+        else:
+            results = fit(options, folder, resume=resume, reporter=reporter)
+    if not place.lead:
         return
-    print_results(fit(options, folder, resume=resume, reporter=open_reporter()), folder)
+    if generations > 1:
+        print_generations(family, folder)
+        return
+    print_results(results, folder)
     if figures := read_figures(folder):
         print_robustness(figures)
 

@@ -56,6 +56,9 @@ class ModelOptions(Options):
     depth: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Hidden layers (mlp) or stages (convnet); null is 2 there."
     )
+    norm: Literal["batch", "group"] = Field(
+        "batch", description="group puts GroupNorm, 8 channels a group, in each BatchNorm's place: it knows no batch."
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Before the last layer.")
 
     @model_validator(mode="after")

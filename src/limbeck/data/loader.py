@@ -24,6 +24,7 @@ class Batch:
             loader does not tell them; there they are positions in the epoch.
         step: Step within the epoch, from 0.
         second: `(B, C, H, W)`, another view of the same images, if the recipe asks for one.
+        whole: Samples of the step over all ranks; None where this batch is all of it.
     """
 
     images: Tensor
@@ -31,6 +32,7 @@ class Batch:
     indices: Tensor
     step: int
     second: Tensor | None = None
+    whole: int | None = None
 
 
 def steps_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
@@ -97,4 +99,4 @@ def epoch_batches(
         whole = order[step * batch_size : (step + 1) * batch_size]
         indices = whole[len(whole) * rank // world : len(whole) * (rank + 1) // world]
         images, labels = source.take(indices)
-        yield Batch(images, labels, indices, step)
+        yield Batch(images, labels, indices, step, whole=len(whole))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +14,7 @@ from limbeck.config import AugmentOptions
 from limbeck.config_files import load_recipe
 from limbeck.data import Source, steps_per_epoch
 from limbeck.draws import key
-from limbeck.engine import run_folder
+from limbeck.engine import ranks, run_folder
 from limbeck.engine.checkpoint import load_checkpoint
 from limbeck.engine.lock import locked
 from limbeck.engine.loop import Trainer
@@ -95,10 +95,11 @@ def train_run(
         title: Name of the run for the reporter; the recipe's by default.
         given: Student and data, if they are not what the recipe names.
     """
-    if run_folder.is_finished(run, recipe, resume=resume):
+    place = ranks.here()
+    if place.first_tells(lambda: run_folder.is_finished(run, recipe, resume=resume)):
         return run_folder.read_results(run)
     device = open_device(recipe.train.device)
-    with locked(run):
+    with locked(run) if place.lead else nullcontext():
         path = run / run_folder.CHECKPOINT
         state = load_checkpoint(path) if path.is_file() else None
         with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
@@ -106,7 +107,7 @@ def train_run(
             model = _prepare(given.model if given else _build_student(recipe, data), recipe, device)
             if sources is None:
                 _check_teachers(recipe, model, data, resources)
-            run_folder.prepare(run, recipe)
+            place.first_tells(lambda: run_folder.prepare(run, recipe))
             if sources is None:
                 sources = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
             teachers = [resources.teacher(source, data, recipe.data) for source in sources]
@@ -131,7 +132,8 @@ def train_run(
                     stop=stop,
                 )
             except UserError:  # a loss does not fit the networks
-                run_folder.take_back(run)
+                if place.lead:
+                    run_folder.take_back(run)
                 raise
             if state:
                 trainer.restore(state)
@@ -139,7 +141,8 @@ def train_run(
                 reporter.note(f"{run}: there is no {run_folder.CHECKPOINT}, so the run starts from the beginning")
             reporter.begin_run(title or recipe.title or str(run), steps=trainer.steps, done=trainer.step)
             trainer.train()
-            results = finish(trainer)
+            trainer.ranks = ranks.Ranks()  # the first writes alone what is left, and the others wait
+            results = place.first_tells(lambda: finish(trainer))
     reporter.end_run(results)
     return results
 
@@ -175,7 +178,7 @@ def _threads(wanted: int | None, saved: int | None, path: Path) -> Iterator[None
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's generators, which dropout draws from, and leave them as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + ranks.here().rank)
         yield
 
 
@@ -211,6 +214,7 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
             f"`train.batch_size` expected at most the {samples} training images, as `train.drop_last` is on, "
             f"got {train.batch_size}"
         )
+    _refuse_small_parts(recipe, samples)
     size = train.batch_size // train.accumulate
     whole = train.drop_last or recipe.data.generated is not None  # all batches are
     if size > 1 and (whole or samples % size != 1):
@@ -223,6 +227,18 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
             f"`train.batch_size` {train.batch_size} (in {train.accumulate} micro-batches) leaves a batch of one of the "
             f"{samples} training images, of which BatchNorm has no variance; choose another, or `train.drop_last: true`"
         ) from error
+
+
+def _refuse_small_parts(recipe: Recipe, samples: int) -> None:
+    """Raise UserError for batches of which some rank gets no image, since all of them take every step."""
+    train, world = recipe.train, ranks.here().world
+    last = 0 if train.drop_last else samples % train.batch_size
+    for size in (train.batch_size, last):
+        if size and size // world < train.accumulate:
+            raise UserError(
+                f"`train.batch_size` {train.batch_size} leaves a batch of {size} of the {samples} training images for "
+                f"{world} ranks with {train.accumulate} micro-batches each; choose another, or `train.drop_last: true`"
+            )
 
 
 def _check_teachers(recipe: Recipe, model: nn.Module, data: DataBundle, resources: Resources) -> None:

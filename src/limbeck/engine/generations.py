@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from limbeck.config import TeacherOptions
-from limbeck.engine import run_folder
+from limbeck.engine import ranks, run_folder
 from limbeck.engine.fit import train_run
 from limbeck.engine.lock import locked
 from limbeck.engine.metrics import measure
@@ -53,7 +54,8 @@ def train_generations(
         raise UserError(f"--generations expected a recipe of task `distill`, got task `{recipe.task}`")
     run_folder.refuse_run(folder, "--run")
     resources, sources = Resources(), None
-    with locked(folder), StopRequest() as stop, reporter or Reporter() as teller:
+    place = ranks.here()
+    with locked(folder) if place.lead else nullcontext(), StopRequest() as stop, reporter or Reporter() as teller:
         for number in range(1, generations + 1):
             run = folder / f"generation{number}"
             train_run(
@@ -67,7 +69,7 @@ def train_generations(
                 title=f"generation {number} of {generations}",
             )
             sources = [run]
-    return _describe(folder, generations)
+    return place.first_tells(lambda: _describe(folder, generations))
 
 
 def of_generation(recipe: Recipe, folder: Path, number: int) -> Recipe:

@@ -183,6 +183,20 @@ class RunLog:
             self._events.close()
 
 
+class SilentLog:
+    """The log of a rank that writes nothing."""
+
+    def write(self, line: Mapping[str, Any], timing: Mapping[str, float]) -> None:
+        """Write nothing."""
+
+    def sync(self) -> dict[str, int]:
+        """Return no lengths."""
+        return {}
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def _tensorboard_writer(folder: Path, step: int) -> SummaryWriter | None:
     try:
         from torch.utils.tensorboard import SummaryWriter

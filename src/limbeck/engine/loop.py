@@ -16,11 +16,13 @@ import torch
 
 from limbeck.adversary.pgd import AttackNotFinite
 from limbeck.data import Batch
-from limbeck.engine import checkpoint, run_folder
-from limbeck.engine.log import NotFinite, RunLog, RunningMeans, remedy
+from limbeck.engine import checkpoint, ranks, run_folder
+from limbeck.engine.log import NotFinite, RunLog, RunningMeans, SilentLog, remedy
 from limbeck.engine.metrics import NotFiniteLogits, predict
+from limbeck.engine.micro_batches import micro_batches
 from limbeck.engine.objective import open_objective
 from limbeck.engine.optimizer import WeightAverage, build_optimizer
+from limbeck.engine.reduced import across_ranks, unreduced
 from limbeck.engine.schedule import learning_rate_factor
 from limbeck.engine.validation import Split, Validator, best_by
 from limbeck.errors import Diverged, Interrupted, UserError
@@ -72,10 +74,11 @@ class Trainer:
     ) -> None:
         self.recipe, self.run, self.model, self.data, self.teachers = recipe, run, model, data, teachers
         self.reporter, self.stop = reporter, stop
-        self.device = data.device
+        self.device, self.ranks = data.device, ranks.here()
         self.epochs = recipe.train.epochs
         self.stream, self.steps_per_epoch = stream, stream.steps_per_epoch
         self.objective = open_objective(recipe, model, data, teachers, recorded=recorded, guide=guide)
+        self.call = across_ranks(self.objective, self.ranks)
         self.optimizer = build_optimizer(self.objective, recipe.optimizer)
         self.average = self._build_average()
         self.validator = Validator(recipe, data, teachers, self.predict)
@@ -118,7 +121,9 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.started = self.saved_at - self.seconds
         tensorboard = self.recipe.save.tensorboard
-        self.log = RunLog(self.run, lengths=self.log_lengths, step=self.step, tensorboard=tensorboard)
+        self.log: RunLog | SilentLog = SilentLog()
+        if self.ranks.lead:
+            self.log = RunLog(self.run, lengths=self.log_lengths, step=self.step, tensorboard=tensorboard)
         try:
             while self.epoch <= self.epochs:
                 self.objective.set_epoch(self.epoch)
@@ -148,13 +153,18 @@ class Trainer:
         self.step_in_epoch += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        parts = [self._prepared(part) for part in self._micro_batches(batch)]
-        shares = [len(part.labels) / len(batch.labels) for part in parts]
+        train = self.recipe.train
+        pieces = micro_batches(batch, train.accumulate, train.batch_size, self.ranks.world)
+        parts = [self._prepared(piece) for piece in pieces]
+        samples = batch.whole or len(batch.labels)
+        shares = [len(part.labels) / samples for part in parts]
 
         outcomes: list[Outcome] = []
 
         def accumulate_gradient() -> None:
-            outcomes[:] = [self._backward(part, share) for part, share in zip(parts, shares, strict=True)]
+            with unreduced(self.call):
+                outcomes[:] = [self._backward(part, share) for part, share in zip(parts[:-1], shares, strict=False)]
+            outcomes.append(self._backward(parts[-1], shares[-1]))
 
         with self.objective.around_step(accumulate_gradient):
             self.optimizer.zero_grad()
@@ -169,8 +179,8 @@ class Trainer:
         if self.average is not None and self.recipe.train.ema_every == "step":
             self.average.update(self.step)
         values = [share * _values(part, outcome) for share, part, outcome in zip(shares, parts, outcomes, strict=True)]
-        self.means.add(self.step, len(batch.labels), sum(values[1:], start=values[0]))
-        self.reporter.step(self.step, len(batch.labels))
+        self.means.add(self.step, samples, self.ranks.sum(sum(values[1:], start=values[0])))
+        self.reporter.step(self.step, samples)
 
     def _prepared(self, part: Batch) -> ObjectiveBatch:
         try:
@@ -183,8 +193,9 @@ class Trainer:
 
     def _backward(self, part: ObjectiveBatch, share: float) -> Outcome:
         with self._autocast():
-            outcome: Outcome = self.objective(part)
-        (share * outcome.loss).backward()  # type: ignore[no-untyped-call]
+            outcome: Outcome = self.call(part)
+        # Gradients are averaged over the ranks, and a share is of the samples of all of them.
+        (share * self.ranks.world * outcome.loss).backward()  # type: ignore[no-untyped-call]
         return outcome
 
     def _learning_rate(self) -> float:
@@ -192,18 +203,6 @@ class Trainer:
             self.recipe.schedule, self.step, steps_per_epoch=self.steps_per_epoch, epochs=self.epochs
         )
         return self.recipe.optimizer.learning_rate * factor
-
-    def _micro_batches(self, batch: Batch) -> list[Batch]:
-        if self.recipe.train.accumulate == 1:
-            return [batch]
-        size = self.recipe.train.batch_size // self.recipe.train.accumulate
-        whole = (batch.images, batch.labels, batch.indices)
-        pieces = zip(*(torch.split(tensor, size) for tensor in whole), strict=True)
-        parts = [Batch(images, labels, indices, batch.step) for images, labels, indices in pieces]
-        if batch.second is None:
-            return parts
-        views = torch.split(batch.second, size)
-        return [replace(part, second=view) for part, view in zip(parts, views, strict=True)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.train.precision == "fp32":
@@ -219,15 +218,21 @@ class Trainer:
             self.objective.refresh()
         many_steps = save.every_steps is not None and self.step % save.every_steps == 0
         long_ago = save.every_seconds is not None and time.monotonic() - self.saved_at > save.every_seconds
-        if self.stop.signal_name or many_steps or long_ago:
+        asked = (self.ranks.world == 1 or self.step % save.log_every == 0) and self._asked_to_stop()
+        if asked or many_steps or long_ago:
             self.save()
-        self._stop_if_asked()
+        if asked:
+            raise self._interrupted()
 
-    def _stop_if_asked(self) -> None:
-        if self.stop.signal_name:
-            raise Interrupted(
-                f"stopped by {self.stop.signal_name}: {self.run} is saved after step {self.step} of {self.steps}"
-            )
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal came to any rank; they agree on it at the steps that are logged, since it takes a wait."""
+        if self.ranks.world == 1:
+            return self.stop.signal_name is not None
+        return bool(self.ranks.sum(torch.tensor(float(self.stop.signal_name is not None), device=self.device)))
+
+    def _interrupted(self) -> Interrupted:
+        why = self.stop.signal_name or "a signal to another rank"
+        return Interrupted(f"stopped by {why}: {self.run} is saved after step {self.step} of {self.steps}")
 
     def _end_epoch(self) -> None:
         """Refresh the losses, look at the validation split, keep the best weights, and save if it is time."""
@@ -237,6 +242,8 @@ class Trainer:
             self.average.update(self.epoch)
         means = self.means.take("epoch")
         self._check_weights()
+        for network in (self.model, self.candidate):
+            self.ranks.share_buffers(network)
         line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
         line |= {
             "train": {"loss": means["loss"], "top1": means["top1"]},
@@ -248,10 +255,11 @@ class Trainer:
         finished = self.epoch == self.epochs
         due = finished or self.epoch % self.recipe.save.every_epochs == 0
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        if due or self.stop.signal_name:
+        asked = self._asked_to_stop()
+        if due or asked:
             self.save()
-        if not finished:
-            self._stop_if_asked()
+        if asked and not finished:
+            raise self._interrupted()
 
     # --- what is written down ---------------------------------------------------------------------------------
 
@@ -280,7 +288,7 @@ class Trainer:
         """
         source = self.data.validation if split == "validation" else self.data.test
         try:
-            return predict(model or self.model, source)
+            return predict(model or self.model, source, self.ranks)
         except NotFiniteLogits as error:
             raise Diverged(self._divergence(NotFinite(f"logits of the {split} split", self.step))) from error
 
@@ -303,6 +311,9 @@ class Trainer:
         """
         means = self.means.state_dict()
         self._check_weights()
+        self.saved_at, self.saved_step = time.monotonic(), self.step
+        if not self.ranks.lead:
+            return
         state = {
             "fingerprints": self._fingerprints(),
             "threads": torch.get_num_threads(),
@@ -322,7 +333,6 @@ class Trainer:
             "log_lengths": self.log.sync(),
         }
         checkpoint.save_checkpoint(self.run / run_folder.CHECKPOINT, state)
-        self.saved_at, self.saved_step = time.monotonic(), self.step
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint. The schedule is a function of the step, and needs no state.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 
+from limbeck.engine.ranks import Ranks
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
 EVALUATION_BATCH = 256  # a constant, so that logits do not depend on the batch size of the training
+ALONE = Ranks()
 TOP5_FROM = 10  # classes from which a top-5 accuracy says something
 
 Metrics = dict[str, Any]
@@ -26,15 +29,18 @@ class NotFiniteLogits(UserError):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, source: Samples) -> Tensor:
+def predict(model: nn.Module, source: Samples, place: Ranks = ALONE) -> Tensor:
     """Return the logits of a model in eval mode, float32 `(N, C)` on the CPU; its mode is as before afterwards.
+
+    Several ranks share the images, and all get all of the logits.
 
     Raises:
         NotFiniteLogits: Those of at least one image are not finite.
     """
     training = model.training
     model.eval()
-    logits = torch.cat([model(images).float() for images in source.batches(EVALUATION_BATCH)]).cpu()
+    batches = islice(source.batches(EVALUATION_BATCH), place.rank, None, place.world)
+    logits = torch.cat(place.in_turns([model(images).float().cpu() for images in batches]))
     model.train(training)
     if not logits.isfinite().all():
         raise NotFiniteLogits("the network's logits are not finite in evaluation: lower `optimizer.learning_rate`")

@@ -11,6 +11,7 @@ import torch
 
 from limbeck.config import did_you_mean
 from limbeck.data import Batch, Source
+from limbeck.engine import ranks
 from limbeck.engine.interrelations import compute_interrelations
 from limbeck.engine.views import without_memory
 from limbeck.errors import UserError
@@ -58,6 +59,7 @@ def open_objective(
         train_labels=data.train.labels if isinstance(data.train, Source) else None,
         costs=partial(_cost, data, teachers),
         seed=recipe.seed,
+        sum_over_ranks=ranks.here().sum if ranks.here().world > 1 else None,
     )
     networks = [teacher.model for teacher in teachers]
     try:

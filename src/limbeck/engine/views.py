@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from limbeck.data import Source, open_stream
+from limbeck.engine import ranks
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -121,4 +122,6 @@ def open_run_stream(recipe: Recipe, data: DataBundle) -> Stream:
         drop_last=train.drop_last,
         seed=recipe.seed,
         second_view=recipe.data.second_view,
+        rank=ranks.here().rank,
+        world=ranks.here().world,
     )

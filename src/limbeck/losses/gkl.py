@@ -295,6 +295,26 @@ class GKLLoss(ClassWiseLoss):
         )
         return self._ramped(value) if self.ramp_epochs else value
 
+    @torch.no_grad()
+    def denominator(self, target_logits: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return what `normalizer="weights"` divides the MSE of some samples by, to be summed over parts of a batch.
+
+        With the sum over all parts times a part's share of the samples as `normalizer`, the parts' values times their
+        shares add up to the whole batch's.
+
+        Args:
+            target_logits: (N, C), as `forward` takes them.
+            labels: As `forward` takes them.
+
+        Returns:
+            0-d.
+        """
+        if self.prior is None:
+            rows, power = self._sample_rows(target_logits)
+            return functional.gkl_normalizer(rows, weight_power=power)
+        table, power = self._table(self.prior, self._check_call(self.prior, target_logits, labels))
+        return functional.gkl_normalizer(table, labels=labels, weight_power=power)
+
     def _ramped(self, value: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             self._forwards += 1

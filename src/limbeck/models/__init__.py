@@ -10,6 +10,7 @@ import torch
 
 from limbeck.errors import UserError
 from limbeck.models.convnet import convnet
+from limbeck.models.layers import use_group_norm
 from limbeck.models.mlp import mlp
 from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2
 from limbeck.models.network import Network
@@ -99,6 +100,9 @@ def build_model(options: ModelOptions, *, image_shape: tuple[int, int, int], num
         # Not torch.manual_seed, which would seed the accelerators too.
         torch.default_generator.manual_seed(seed)
         try:
-            return MODELS[options.name](image_shape, num_classes, dropout=options.dropout, **sizes)
+            network = MODELS[options.name](image_shape, num_classes, dropout=options.dropout, **sizes)
         except ValueError as error:
             raise UserError(f"`model.name` {options.name}: {error}") from error
+    if options.norm == "group":
+        use_group_norm(network)
+    return network

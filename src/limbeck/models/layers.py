@@ -52,3 +52,16 @@ def small_head_init(network: Network) -> None:
     """Draw the head's weights from N(0, 0.01²) and set its bias to 0, as published for VGG and MobileNetV2."""
     nn.init.normal_(network.head.weight, std=0.01)
     nn.init.zeros_(network.head.bias)
+
+
+GROUP = 8  # channels that GroupNorm standardises together
+
+
+def use_group_norm(network: nn.Module) -> None:
+    """Put a GroupNorm in the place of each BatchNorm; one group where the channels cannot be divided."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                channels = child.num_features
+                groups = channels // GROUP if channels % GROUP == 0 else 1
+                parent.register_module(name, nn.GroupNorm(groups, channels))

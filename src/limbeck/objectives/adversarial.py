@@ -21,12 +21,14 @@ from limbeck.adversary.pgd import pgd
 from limbeck.config import CrossEntropyTerm
 from limbeck.objectives import terms as objective_terms
 from limbeck.objectives.build import build_loss
+from limbeck.objectives.coupled import shared_normalizer
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from limbeck.config import AdversaryOptions, Term
+    from limbeck.losses import DivergenceLoss
     from limbeck.objectives.build import Facts
 
 OTHER_DRAWS = 2**40  # added to the indices of the second view: more than any data set has samples
@@ -208,12 +210,16 @@ class Adversarial(Supervised):
         return Outcome(self._total(parts), shown[first], parts, targets)
 
     def _divergence(self, name: str, logits: Tensor, target_logits: Tensor, batch: AttackedBatch) -> Tensor:
-        loss = self.losses[name]
+        loss = cast("DivergenceLoss", self.losses[name])
         if batch.views == 1 or self._all_views_alike:
-            return cast("Tensor", loss(logits, target_logits, batch.all_labels))
+            return self._value(loss, logits, target_logits, batch.all_labels)
         views = zip(logits.chunk(2), target_logits.chunk(2), strict=True)
-        first, second = (loss(view, target, batch.labels) for view, target in views)
-        return cast("Tensor", first + self.options.second_view_weight * second)
+        first, second = (self._value(loss, view, target, batch.labels) for view, target in views)
+        return first + self.options.second_view_weight * second
+
+    def _value(self, loss: DivergenceLoss, logits: Tensor, target_logits: Tensor, labels: Tensor) -> Tensor:
+        shared = shared_normalizer(loss, target_logits, labels, self.facts)
+        return cast("Tensor", loss(logits, target_logits, labels, **shared))
 
     def after_step(self, batch: Batch, outcome: Outcome) -> None:
         """Let every loss observe what its adversarial logits were drawn to, on the first views."""

@@ -78,6 +78,7 @@ class Facts:
         train_labels: Integers `(samples,)`, for losses that remember samples.
         costs: For transport between classes.
         seed: Of the losses' own weights and draws.
+        sum_over_ranks: Sums a tensor in place over the ranks that share a batch; None if there is one.
     """
 
     num_classes: int
@@ -85,6 +86,7 @@ class Facts:
     train_labels: Tensor | None = None
     costs: Costs | None = None
     seed: int = 0
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None
 
 
 def build_loss(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.objectives.build import build_loss
+from limbeck.objectives.coupled import shared_normalizer
 from limbeck.objectives.layers import Layers, View, check_pairs
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 from limbeck.objectives.terms import asks_teacher
@@ -97,7 +98,10 @@ class Distillation(Supervised):
 
     def _divergence(self, name: str, batch: Batch, view: View, targets: Sequence[View]) -> Tensor:
         values = [
-            loss(*self._arguments(name, self.terms[name], batch, view, target, teacher))
+            loss(
+                *self._arguments(name, self.terms[name], batch, view, target, teacher),
+                **shared_normalizer(loss, target.logits, batch.labels, self.facts),
+            )
             for loss, target, teacher in zip(self._per_teacher(name), targets, self.teachers, strict=True)
         ]
         return values[0] if len(values) == 1 else torch.stack(values).mean()

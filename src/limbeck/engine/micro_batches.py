@@ -1,0 +1,35 @@
+"""The parts of a step that gradients are added up over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from limbeck.data import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def micro_batches(batch: Batch, accumulate: int, batch_size: int, world: int) -> list[Batch]:
+    """Return the micro-batches of a rank's part of a step, in order.
+
+    Args:
+        batch: The part.
+        accumulate: Micro-batches of a whole step.
+        batch_size: Samples of a whole step over all ranks.
+        world: Number of ranks. Several make as many micro-batches each, since gradients are reduced with the last.
+    """
+    if accumulate == 1:
+        return [batch]
+
+    def split(tensor: Tensor) -> tuple[Tensor, ...]:
+        return torch.tensor_split(tensor, accumulate) if world > 1 else torch.split(tensor, batch_size // accumulate)
+
+    pieces = zip(*map(split, (batch.images, batch.labels, batch.indices)), strict=True)
+    parts = [Batch(images, labels, indices, batch.step) for images, labels, indices in pieces]
+    if batch.second is None:
+        return parts
+    return [replace(part, second=view) for part, view in zip(parts, split(batch.second), strict=True)]

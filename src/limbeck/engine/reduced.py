@@ -1,0 +1,32 @@
+"""Gradients over several ranks: one wrapper around the objective, whose parameters are all that trains."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from limbeck.engine.ranks import Ranks
+    from limbeck.objectives import Supervised
+
+
+def across_ranks(objective: Supervised, place: Ranks) -> nn.Module:
+    """Return what the loop calls: the objective, or a wrapper that averages its gradients over the ranks.
+
+    The teachers are no parameters of the objective, and attacks call the student itself, so neither is reduced.
+    """
+    if place.world == 1:
+        return objective
+    # Without the student's logits in a term, its last layer gets no gradient.
+    unused = all("logits" not in term.inputs for term in objective.terms.values())
+    return DistributedDataParallel(objective, find_unused_parameters=unused)
+
+
+def unreduced(module: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which gradients stay on their ranks, for all micro-batches but the last."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()

@@ -1,0 +1,37 @@
+"""What one batch shares that lies in parts on several ranks: GKL's denominator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from limbeck.losses import GKLLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from limbeck.losses import DivergenceLoss
+    from limbeck.objectives.build import Facts
+
+
+def shared_normalizer(loss: DivergenceLoss, target_logits: Tensor, labels: Tensor, facts: Facts) -> dict[str, Tensor]:
+    """Return what a loss is called with beside its inputs, so that the ranks' losses add up to one batch's.
+
+    A collective: all ranks call it for the same loss. Micro-batches are normalised one by one, as without ranks.
+
+    Args:
+        loss: Of a term.
+        target_logits: `(N, C)` of this rank's part.
+        labels: Of this rank's part.
+        facts: Of the run.
+
+    Returns:
+        The argument `normalizer` where the loss divides by a sum over the batch and ranks share one, else nothing.
+    """
+    if facts.sum_over_ranks is None or not isinstance(loss, GKLLoss) or loss.normalizer != "weights":
+        return {}
+    weights = loss.denominator(target_logits, labels)
+    samples = weights.new_tensor(float(len(labels)))
+    total = facts.sum_over_ranks(torch.stack([weights, samples]))
+    return {"normalizer": total[0] * samples / total[1]}

@@ -1,0 +1,171 @@
+"""Several ranks are one run: the same losses and statistics, one folder, resumable on another number of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from engine_runs import recipe
+
+from limbeck.config_files import dump
+from limbeck.engine import run_folder
+from limbeck.engine.fit import fit
+from limbeck.launch import launch
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals as on Linux")
+STUDENT = {"name": "convnet", "width": 8, "depth": 2, "norm": "group"}  # BatchNorm's statistics are each rank's own
+LOSSES = {
+    "gkl": [{"name": "cross_entropy"}, {"name": "gkl", "mse_weight": 4.0, "weight_power": 0.3}],
+    "wkd": [{"name": "cross_entropy"}, {"name": "wkd_logit", "transport_weight": 20.0}],
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    fit(recipe(data={"labels_per_class": None}, train={"epochs": 2}), run)
+    return run
+
+
+def options(teacher, losses, **changes):
+    base = {
+        "task": "distill",
+        "teachers": [{"run": str(teacher)}],
+        "data": {"labels_per_class": 13, "augment": {"crop_padding": 1}},  # 130 images: the last batch has two
+        "model": STUDENT,
+        "losses": losses,
+        "optimizer": {"learning_rate": 0.01},
+        "train": {"epochs": 1, "batch_size": 32},
+        "save": {"log_every": 1},
+    }
+    return recipe(**{**base, **changes})
+
+
+def attacked(**adversary):
+    return recipe(
+        task="adversarial",
+        data={"labels_per_class": 13, "standardise": False},
+        model=STUDENT,
+        losses=LOSSES["gkl"],
+        adversary={"epsilon": 0.1, "steps": 2, **adversary},
+        optimizer={"learning_rate": 0.01},
+        train={"epochs": 1, "batch_size": 32},
+        save={"log_every": 1},
+    )
+
+
+def train(file: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "limbeck", "train", str(file), "--run", str(run), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def on_one_and_on_two_ranks(content, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump(content))
+    fit(content, tmp_path / "one")
+    ended = train(file, tmp_path / "two", "--nproc", "2")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Run folder") == 1  # one rank speaks
+    return tmp_path / "one", tmp_path / "two"
+
+
+def curve(run):
+    lines = map(json.loads, (run / run_folder.METRICS).read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+def losses_of(run):
+    return torch.load(run / run_folder.CHECKPOINT, weights_only=True)["losses"]
+
+
+def assert_one_run(one, two):
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    first, second = losses_of(one), losses_of(two)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert (value.double() - second[name].double()).abs().max() <= 1e-6, name
+    measured = [run_folder.read_results(run)["last"]["test"] for run in (one, two)]
+    assert measured[1]["samples"] == measured[0]["samples"]
+    assert measured[1]["nll"] == pytest.approx(measured[0]["nll"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_ranks_have_the_losses_and_the_statistics_of_one(name, teacher, tmp_path):
+    assert_one_run(*on_one_and_on_two_ranks(options(teacher, LOSSES[name]), tmp_path))
+
+
+def test_two_ranks_mix_the_images_of_the_whole_batch(teacher, tmp_path):
+    content = options(teacher, LOSSES["gkl"], data={"labels_per_class": 13, "augment": {"mixup": 1.0}})
+    assert_one_run(*on_one_and_on_two_ranks(content, tmp_path))
+
+
+def test_two_ranks_attack_and_perturb_as_one(tmp_path):
+    one, two = on_one_and_on_two_ranks(attacked(awp=0.005), tmp_path)
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    # The prior is of the network's own logits, whose weights differ by rounding.
+    priors = [losses_of(run)["gkl.prior.prior"] for run in (one, two)]
+    assert (priors[0] - priors[1]).abs().max() < 1e-5
+
+
+def test_micro_batches_of_two_ranks_are_those_of_one_batch(teacher, tmp_path):
+    content = options(teacher, LOSSES["wkd"], train={"epochs": 1, "batch_size": 26, "accumulate": 2})
+    whole = options(teacher, LOSSES["wkd"], train={"epochs": 1, "batch_size": 26})
+    fit(whole, tmp_path / "whole")
+    _, two = on_one_and_on_two_ranks(content, tmp_path)
+    assert curve(two) == pytest.approx(curve(tmp_path / "whole"), rel=1e-4)
+
+
+def test_a_batch_too_small_for_the_ranks_is_refused_before_training(teacher, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump(options(teacher, LOSSES["wkd"], train={"epochs": 1, "batch_size": 43})))
+    ended = train(file, tmp_path / "run", "--nproc", "2")
+    assert ended.returncode == 2
+    assert "leaves a batch of 1 of the 130 training images for 2 ranks" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                    found.append(int(entry.name))
+            except (OSError, IndexError):
+                continue
+    return sorted(found)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the ranks in /proc")
+def test_a_rank_that_dies_is_named_and_the_run_resumes_on_one(teacher, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    content = options(teacher, LOSSES["gkl"], train={"epochs": 100, "batch_size": 32}, save={"every_steps": 5})
+    file.write_text(dump(content))
+    command = [sys.executable, "-m", "limbeck", "train", str(file), "--run", str(tmp_path / "run"), "--nproc", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / run_folder.CHECKPOINT).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(children(process.pid)[1], signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "rank 1 of 2 died by SIGKILL" in said
+    assert "--resume continues it, on any number of ranks" in said
+    assert "Traceback" not in said
+    step = torch.load(tmp_path / "run" / run_folder.CHECKPOINT, weights_only=True)["step"]
+    assert 0 < step < 100 * 5
+    state = train(file, tmp_path / "run", "--resume")
+    assert state.returncode == 0, state.stderr
+    assert run_folder.read_results(tmp_path / "run")["steps"] == 100 * 5
+
+
+def test_a_mistake_of_all_ranks_is_their_line_and_their_exit_code(tmp_path, capfd):
+    assert launch(["train", str(tmp_path / "none.yaml")], 2) == 2
+    assert "no such file" in capfd.readouterr().err
