@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message, code = _explain(error)
         if debug:
             traceback.print_exc()
-        else:
+        elif not (isinstance(error, Interrupted) and os.environ.get("RANK", "0") != "0"):  # the first rank says it
             sys.stderr.write(f"limbeck: {' '.join(message.split())}\n")
         return code
 

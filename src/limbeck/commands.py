@@ -125,7 +125,7 @@ def train(
         typer.Option(min=1, help="Ranks of this machine to train on, as torchrun would start them.", show_default="1"),
     ] = None,
 ) -> None:
-    """Train one recipe into a run folder, alone or (`torchrun -m limbeck train ...`) on many ranks."""
+    """Train one recipe into a run folder, alone or (`torchrun -m -- limbeck train ...`) on many ranks."""
     from limbeck.config_files import check_teachers, default_folder, load_recipe
 
     options = load_recipe(recipe, overrides or ())
