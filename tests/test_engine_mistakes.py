@@ -114,11 +114,11 @@ def test_a_resumed_run_without_its_checkpoint_says_that_it_begins_again(tmp_path
 def test_logits_that_are_not_finite_name_split_step_and_checkpoint(split, step, epoch, tmp_path, monkeypatch):
     run, real, calls = tmp_path / "run", loop.predict, []
 
-    def poisoned(model, source):
+    def poisoned(model, source, place):
         calls.append(source)
         if len(calls) == {"validation": 2, "test": 3}[split]:  # two epochs, then the test split
             raise NotFiniteLogits("not finite")
-        return real(model, source)
+        return real(model, source, place)
 
     monkeypatch.setattr(loop, "predict", poisoned)
     saved = {"validation": 7, "test": 14}[split]
