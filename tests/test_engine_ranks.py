@@ -114,6 +114,15 @@ def test_two_ranks_attack_and_perturb_as_one(tmp_path):
     assert (priors[0] - priors[1]).abs().max() < 1e-5
 
 
+def test_averaged_weights_are_measured_as_the_first_rank_has_them(teacher, tmp_path):
+    train_options = {"epochs": 2, "batch_size": 32, "ema_decay": 0.9}
+    content = options(teacher, LOSSES["wkd"], model={**STUDENT, "norm": "batch"}, train=train_options)
+    _, two = on_one_and_on_two_ranks(content, tmp_path)
+    lines = map(json.loads, (two / run_folder.METRICS).read_text().splitlines())
+    last = [line for line in lines if line["kind"] == "epoch"][-1]
+    assert last["ema_validation"]["nll"] == pytest.approx(run_folder.read_results(two)["ema"]["validation"]["nll"])
+
+
 def test_micro_batches_of_two_ranks_are_those_of_one_batch(teacher, tmp_path):
     content = options(teacher, LOSSES["wkd"], train={"epochs": 1, "batch_size": 26, "accumulate": 2})
     whole = options(teacher, LOSSES["wkd"], train={"epochs": 1, "batch_size": 26})

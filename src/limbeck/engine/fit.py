@@ -254,7 +254,8 @@ def _check_teachers(recipe: Recipe, model: nn.Module, data: DataBundle, resource
             refuse_seen_test_images(teacher.data, recipe.data, f"teacher {options.recipe}")
             refuse_other_pixels(teacher.data, recipe.data, f"teacher {options.recipe}")
             networks.append(_build_student(teacher, theirs))
-    if any("features" in term.inputs for term in recipe.losses):
+    to_train = any(_ready(options, recipe) is None for options in _teachers(recipe))
+    if to_train and any("features" in term.inputs for term in recipe.losses):
         refuse_misfits(recipe, model, data, networks)
 
 

@@ -242,7 +242,7 @@ class Trainer:
             self.average.update(self.epoch)
         means = self.means.take("epoch")
         self._check_weights()
-        for network in (self.model, self.candidate):
+        for network in (self.model, *([self.average.model] if self.average is not None else [])):
             self.ranks.share_buffers(network)
         line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
         line |= {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from limbeck.config import Recipe, WKDLogitTerm
     from limbeck.data import DataBundle
     from limbeck.engine.teachers import Teacher
+    from limbeck.objectives.build import Costs
 
 
 def open_objective(
@@ -52,27 +53,8 @@ def open_objective(
     Raises:
         UserError: A loss does not fit the networks or the data.
     """
-    example = torch.zeros(1, *data.image_shape, device=data.device)
-    facts = Facts(
-        num_classes=data.num_classes,
-        example=example,
-        train_labels=data.train.labels if isinstance(data.train, Source) else None,
-        costs=partial(_cost, data, teachers),
-        seed=recipe.seed,
-        sum_over_ranks=ranks.here().sum if ranks.here().world > 1 else None,
-    )
-    networks = [teacher.model for teacher in teachers]
-    try:
-        objective = build_objective(recipe, model, networks, facts, recorded, guide).to(data.device)
-    except (TypeError, ValueError, FeatureError) as error:
-        raise UserError(f"`losses`: {error}") from error
-    if any("features" in term.inputs for term in recipe.losses):
-        try:
-            _rehearse(objective, example)
-        except (TypeError, ValueError, FeatureError) as error:
-            objective.close()  # the networks may be a user's
-            raise UserError(f"`losses`: {error}") from error
-    return objective
+    facts = _facts(recipe, data, partial(_cost, data, teachers))
+    return _fitting(recipe, model, data, [teacher.model for teacher in teachers], facts, recorded, guide)
 
 
 def refuse_misfits(recipe: Recipe, model: nn.Module, data: DataBundle, teachers: Sequence[nn.Module]) -> None:
@@ -80,26 +62,54 @@ def refuse_misfits(recipe: Recipe, model: nn.Module, data: DataBundle, teachers:
 
     Args:
         recipe: What to do.
-        model: The student; a copy of it is looked at.
+        model: The student, which is left as it is.
         data: The data.
         teachers: Networks like the teachers, trained or not, in the recipe's order.
 
     Raises:
         UserError: A network has no such layer, or a loss cannot pair its layers.
     """
-    example = torch.zeros(1, *data.image_shape, device=data.device)
-    facts = Facts(
+    uniform = cost_from_interrelations(uniform_interrelations(data.num_classes).float())
+    facts = _facts(recipe, data, lambda position, term: uniform)
+    _fitting(recipe, model, data, [teacher.to(data.device) for teacher in teachers], facts).close()
+
+
+def _facts(recipe: Recipe, data: DataBundle, costs: Costs) -> Facts:
+    place = ranks.here()
+    return Facts(
         num_classes=data.num_classes,
-        example=example,
+        example=torch.zeros(1, *data.image_shape, device=data.device),
         train_labels=data.train.labels if isinstance(data.train, Source) else None,
-        costs=lambda position, term: cost_from_interrelations(uniform_interrelations(data.num_classes).float()),
+        costs=costs,
         seed=recipe.seed,
+        sum_over_ranks=place.sum if place.world > 1 else None,
     )
+
+
+def _fitting(
+    recipe: Recipe,
+    model: nn.Module,
+    data: DataBundle,
+    teachers: Sequence[nn.Module],
+    facts: Facts,
+    recorded: Sequence[Tensor] = (),
+    guide: nn.Module | None = None,
+) -> Supervised:
+    """Return an objective whose losses of features have looked at the networks once; no hook stays if one does not fit.
+
+    Raises:
+        UserError: A loss does not fit.
+    """
     try:
-        networks = [copy.deepcopy(network).to(data.device) for network in (model, *teachers)]
-        _rehearse(build_objective(recipe, networks[0], networks[1:], facts).to(data.device), example)
+        objective = build_objective(recipe, model, teachers, facts, recorded, guide).to(data.device)
+        if any("features" in term.inputs for term in recipe.losses) and facts.example is not None:
+            with ExitStack() as undo:
+                undo.callback(objective.close)  # the networks may be a user's
+                _rehearse(objective, facts.example)
+                undo.pop_all()
     except (TypeError, ValueError, FeatureError) as error:
         raise UserError(f"`losses`: {error}") from error
+    return objective
 
 
 @torch.no_grad()

@@ -13,8 +13,9 @@ from limbeck.losses.decoupled import DKDLoss
 from limbeck.losses.feature import FeatureLoss
 from limbeck.losses.feature_distributions import FeatureDistributionLoss
 from limbeck.losses.gaussian import WKDFeatureLoss
-from limbeck.losses.gkl import DKLLoss, GKLLoss, IKLLoss
+from limbeck.losses.gkl import DKLLoss, GKLLoss
 from limbeck.losses.hint import FitNetLoss
+from limbeck.losses.ikl import IKLLoss
 from limbeck.losses.inter_channel import ICKDLoss
 from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
 from limbeck.losses.logit import LogitMSELoss

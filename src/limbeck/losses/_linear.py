@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from limbeck.losses.feature import FeatureLoss, Features
-
 
 def check_width(name: str, value: int) -> None:
     """A whole number of at least 1."""
@@ -19,16 +17,6 @@ def check_width(name: str, value: int) -> None:
 def width(shape: Sequence[int]) -> int:
     """D of a sample's features, flattened."""
     return math.prod(shape)
-
-
-def layer_pairs(features: Features, target_features: Features, layers: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the layers' pairs, as many as the constructor was told shapes of."""
-    pairs = FeatureLoss.pairs(features, target_features)
-    if len(pairs) != layers:
-        raise ValueError(
-            f"`features` expected {layers} layers, as many as `shapes` has in the constructor, got {len(pairs)}"
-        )
-    return pairs
 
 
 def of_flat(linear: nn.Module, features: Tensor, name: str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.functional.congruence import Kernel, check_kernel, kernel_congruence, neighbour_congruence
-from limbeck.losses._linear import check_width, layer_pairs, of_flat, width
+from limbeck.losses._linear import check_width, of_flat, width
 from limbeck.losses.feature import FeatureLoss, Features, Shapes, check_shapes
 
 Form = Literal["neighbour", "kernel"]
@@ -70,7 +70,7 @@ class CCLoss(FeatureLoss):
 
     def forward(self, features: Features, target_features: Features) -> Tensor:
         """(N, D) or (N, D, H, W) of each layer, as many layers as the constructor was told."""
-        pairs = layer_pairs(features, target_features, len(self.embeddings))
+        pairs = self.pairs(features, target_features, len(self.embeddings))
         layers = zip(pairs, self.embeddings, self.target_embeddings, strict=True)
         return torch.stack([self._between(*pair, own, target) for pair, own, target in layers]).sum()
 

@@ -51,7 +51,7 @@ class ConnectedLoss(FeatureLoss):
             ValueError: The layers are not those of `shapes` and `target_shapes`.
         """
         connected = []
-        pairs = self.pairs(features, target_features)
+        pairs = self.pairs(features, target_features, len(self.channels))
         check_channels(pairs, self.channels)
         for connector, (feature, target) in zip(self.connectors, pairs, strict=True):
             target = target.detach()
@@ -85,8 +85,6 @@ def check_dimensions(name: str, shapes: Shapes, dimensions: Sequence[int], wante
 
 def check_channels(pairs: Sequence[tuple[Tensor, Tensor]], channels: Sequence[tuple[int, int]]) -> None:
     """Raise unless the layers' maps are (N, D, H, W) with the channels that the loss was built for."""
-    if len(pairs) != len(channels):
-        raise ValueError(f"`features` expected {len(channels)} layers, as `shapes` has, got {len(pairs)}")
     for pair, expected in zip(pairs, channels, strict=True):
         check_maps(*pair)
         for name, shapes, value, size in zip(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from limbeck.functional._check import Reduction, check_positive, check_range, full_precision
 from limbeck.functional._samples import unit_rows
 from limbeck.functional.contrastive import bank_nce, mean_score
-from limbeck.losses._linear import check_width, layer_pairs, of_flat, width
+from limbeck.losses._linear import check_width, of_flat, width
 from limbeck.losses.contrast_sampler import ContrastSampler, Positive
 from limbeck.losses.feature import FeatureLoss, Features, Shapes, check_shapes
 
@@ -127,7 +127,7 @@ class CRDLoss(FeatureLoss):
 
     def forward(self, features: Features, target_features: Features, indices: Tensor) -> Tensor:
         """One layer of each network, (N, D) or (N, D, H, W); `indices` (N,), places in the training split."""
-        ((feature, target_feature),) = layer_pairs(features, target_features, 1)
+        ((feature, target_feature),) = self.pairs(features, target_features, 1)
         indices = self._checked(indices, len(feature))
         u = _unit(of_flat(self.head, feature, "features"))
         v = _unit(of_flat(self.target_head, target_feature.detach(), "target_features"))

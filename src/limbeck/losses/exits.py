@@ -112,11 +112,6 @@ def exit_head(shape: Sequence[int], width: int, remaining: int, num_classes: int
     raise ValueError(f"`shapes` expected maps (D, H, W), tokens (L, D) or vectors (D,), got {tuple(shape)}")
 
 
-def channels_of(shape: Sequence[int]) -> int:
-    """D of features (D, H, W), (L, D) or (D,)."""
-    return shape[0] if len(shape) == 3 else shape[-1]
-
-
 def apply_exit(head: nn.Module, features: Tensor) -> Tensor:
     """Logits of `features` of any dtype, in the head's own or in that of autocast."""
     logits: Tensor = head(features.to(next(head.parameters()).dtype))

@@ -16,8 +16,8 @@ class FeatureLoss(DivergenceLoss):
     """Base of the losses of features: `loss(features, target_features)`, one tensor or a sequence, one per layer."""
 
     @staticmethod
-    def pairs(features: Features, target_features: Features) -> list[tuple[Tensor, Tensor]]:
-        """Return the layers' (student, teacher) pairs.
+    def pairs(features: Features, target_features: Features, layers: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Return the layers' (student, teacher) pairs, `layers` of them where the loss was built for so many.
 
         Raises:
             TypeError: Something is not a tensor.
@@ -35,6 +35,10 @@ class FeatureLoss(DivergenceLoss):
             raise ValueError(
                 "`features` and `target_features` expected as many layers of the student as of the teacher, got "
                 f"{len(sides[0])} and {len(sides[1])}; they are paired in order"
+            )
+        if layers is not None and len(sides[0]) != layers:
+            raise ValueError(
+                f"`features` expected {layers} layers, as many as `shapes` has in the constructor, got {len(sides[0])}"
             )
         for feature, target in zip(*sides, strict=True):
             if feature.dim() == 0 or target.dim() == 0 or len(feature) != len(target):
@@ -65,3 +69,8 @@ def check_shapes(shapes: Shapes, target_shapes: Shapes) -> None:
     for shape in (*shapes, *target_shapes):
         if not shape:
             raise ValueError("`shapes` expected the shapes of one sample's features, such as (64, 8, 8), got ()")
+
+
+def channels_of(shape: Sequence[int]) -> int:
+    """D of one sample's features (D, H, W), (L, D) or (D,)."""
+    return shape[0] if len(shape) == 3 else shape[-1]

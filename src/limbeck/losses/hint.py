@@ -57,7 +57,7 @@ class FitNetLoss(ProjectedLoss):
 
     def forward(self, features: Features, target_features: Features) -> Tensor:
         """Maps (N, D, H, W), one or one per layer, of the shapes that the loss was built for."""
-        check_channels(self.pairs(features, target_features), self.channels)
+        check_channels(self.pairs(features, target_features, len(self.channels)), self.channels)
         return total(
             hint_mse(feature, target, mode=self.mode, reduction=self.reduction)
             for feature, target in self.projected(features, target_features)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from limbeck.functional._check import Reduction, check_positive, check_range
 from limbeck.functional.one_for_all import Boost, check_mode, ofa_loss
 from limbeck.losses.base import DivergenceLoss
-from limbeck.losses.exits import apply_exit, channels_of, exit_head
-from limbeck.losses.feature import Features, Shapes
+from limbeck.losses.exits import apply_exit, exit_head
+from limbeck.losses.feature import Features, Shapes, channels_of
 
 
 class OFALoss(DivergenceLoss):

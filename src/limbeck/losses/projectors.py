@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from limbeck.functional._check import Reduction
-from limbeck.losses.feature import FeatureLoss, Features, Shapes, check_shapes
+from limbeck.losses.feature import FeatureLoss, Features, Shapes, channels_of, check_shapes
 
 Projector = Literal["conv1x1", "bottleneck", "linear", "none"]
 BOTTLENECK_WIDTH = 256  # of the published code
@@ -123,18 +123,11 @@ class ProjectedLoss(FeatureLoss):
             TypeError: Something is not a tensor.
             ValueError: The numbers of layers differ from each other or from the projectors', or those of samples.
         """
-        pairs = self.pairs(features, target_features)
-        if len(pairs) != len(self.projectors):
-            raise ValueError(f"`features` expected {len(self.projectors)} layers, as `shapes` has, got {len(pairs)}")
+        pairs = self.pairs(features, target_features, len(self.projectors))
         return [
             (_project(projector, feature), target.detach())
             for projector, (feature, target) in zip(self.projectors, pairs, strict=True)
         ]
-
-
-def channels_of(shape: Sequence[int]) -> int:
-    """D of (D, H, W), (L, D) or (D,)."""
-    return shape[0] if len(shape) == 3 else shape[-1]
 
 
 def with_channels(shape: Sequence[int], channels: int) -> tuple[int, ...]:

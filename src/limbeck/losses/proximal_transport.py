@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.functional.proximal_transport import Metric, check_metric, check_steps, ipot_transport
-from limbeck.losses._linear import layer_pairs, of_flat, width
+from limbeck.losses._linear import of_flat, width
 from limbeck.losses.feature import FeatureLoss, Features, Shapes, check_shapes
 
 
@@ -56,7 +56,7 @@ class EMDLoss(FeatureLoss):
 
     def forward(self, features: Features, target_features: Features) -> Tensor:
         """(N, D) or (N, D, H, W) of each layer, as many layers as the constructor was told."""
-        pairs = layer_pairs(features, target_features, len(self.projections))
+        pairs = self.pairs(features, target_features, len(self.projections))
         return torch.stack(
             [
                 ipot_transport(

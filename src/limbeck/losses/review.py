@@ -70,7 +70,8 @@ class ReviewKDLoss(FeatureLoss):
 
     def forward(self, features: Features, target_features: Features) -> Tensor:
         """Maps (N, D, H, W) and vectors (N, D), one per layer, shallow first, as the loss was built for."""
-        pairs = [(_as_map(feature), _as_map(target)) for feature, target in self.pairs(features, target_features)]
+        given = self.pairs(features, target_features, len(self.channels))
+        pairs = [(_as_map(feature), _as_map(target)) for feature, target in given]
         check_channels(pairs, self.channels)
         fused: Tensor | None = None
         values = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -57,11 +58,10 @@ class Distillation(Supervised):
         self.teacher_layers: tuple[Layers, ...] = ()
         self.recorded = tuple(recorded)
         self.taught = {name: term for name, term in self.terms.items() if asks_teacher(term)}
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)  # the networks may be a user's
             self._build()
-        except Exception:
-            self.close()  # the networks may be a user's
-            raise
+            undo.pop_all()
         self.set_epoch(1)
 
     def _build(self) -> None:
@@ -102,7 +102,7 @@ class Distillation(Supervised):
                 *self._arguments(name, self.terms[name], batch, view, target, teacher),
                 **shared_normalizer(loss, target.logits, batch.labels, self.facts),
             )
-            for loss, target, teacher in zip(self._per_teacher(name), targets, self.teachers, strict=True)
+            for loss, target, teacher in zip(self._per_teacher(name), targets, self.teacher_layers, strict=True)
         ]
         return values[0] if len(values) == 1 else torch.stack(values).mean()
 

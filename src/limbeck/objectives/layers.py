@@ -50,6 +50,7 @@ class Layers:
         }
         names = [path for paths in self.paths.values() for path in paths]
         self._taps = FeatureTaps(model, list(dict.fromkeys(names))) if names else None
+        self._head: nn.Linear | None = None
 
     def __call__(self, images: Tensor) -> View:
         """Let the network look at images."""
@@ -63,10 +64,11 @@ class Layers:
         """Return the shapes of a term's features, of one sample."""
         return feature_shapes(self.model, self.paths[name], example)
 
-    @property
-    def asked(self) -> bool:
-        """Whether any term looks at a layer."""
-        return self._taps is not None
+    def head(self, num_classes: int) -> nn.Linear:
+        """Return the network's classifier, looked for once; see `classifier`."""
+        if self._head is None:
+            self._head = classifier(self.model, num_classes)
+        return self._head
 
     def close(self) -> None:
         """Take the hooks away."""

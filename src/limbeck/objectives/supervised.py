@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from limbeck.config import CrossEntropyTerm
 from limbeck.losses import ClassPrior, DivergenceLoss
 from limbeck.objectives.build import build_loss
-from limbeck.objectives.layers import Layers, classifier
+from limbeck.objectives.layers import Layers
 from limbeck.objectives.terms import asks_teacher, cross_entropy, part_names, term_weight
 
 if TYPE_CHECKING:
@@ -77,13 +77,12 @@ class Supervised(nn.Module):
         self.guide: nn.Module | None = None  # a second network that trains
         self.epochs = epochs
         self.layers = Layers(student, self.terms, teacher=False)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.layers.close)  # the network may be a user's
             for name, term in self.terms.items():
                 if not isinstance(term, CrossEntropyTerm) and not asks_teacher(term):
                     self.losses[name] = build_loss(name, term, facts, self.layers)
-        except Exception:
-            self.layers.close()  # the network may be a user's
-            raise
+            undo.pop_all()
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int) -> None:
@@ -111,7 +110,7 @@ class Supervised(nn.Module):
         batch: Batch,
         view: View,
         target: View | None = None,
-        teacher: nn.Module | None = None,
+        teacher: Layers | None = None,
     ) -> list[object]:
         """What a term's loss is called with."""
         known: dict[Input, object] = {
@@ -123,9 +122,9 @@ class Supervised(nn.Module):
         if target is not None:
             known |= {"target_logits": target.logits, "target_features": target.features.get(name)}
         if "head" in term.inputs:
-            known["head"] = classifier(self.student, self.facts.num_classes)
+            known["head"] = self.layers.head(self.facts.num_classes)
         if "target_head" in term.inputs and teacher is not None:
-            known["target_head"] = classifier(teacher, self.facts.num_classes)
+            known["target_head"] = teacher.head(self.facts.num_classes)
         return [known[what] for what in term.inputs]
 
     def _total(self, parts: Mapping[str, Tensor]) -> Tensor:
