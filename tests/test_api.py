@@ -243,7 +243,7 @@ MISTAKES = {
     "unknown loss": (lambda: {"losses": "glk"}, "unknown loss `glk`; did you mean `gkl`"),
     "loss module": (lambda: {"losses": nn.CrossEntropyLoss()}, "expected the name of a loss, .* got CrossEntropyLoss"),
     "epochs": (lambda: {"epochs": 0}, "`train.epochs` expected at least 1, got 0"),
-    "optimizer": (lambda: {"optimizer": "adam"}, "`optimizer.name` expected 'sgd' or 'adamw', got adam"),
+    "optimizer": (lambda: {"optimizer": "adam"}, "`optimizer.name` expected 'sgd', 'adamw' or 'lamb', got adam"),
     "options as a dict": (
         lambda: {"optimizer": {"name": "sgd"}},
         r"`optimizer` expected a name or limbeck.config.OptimizerOptions\(...\), got dict",

@@ -21,6 +21,7 @@ from benchmarks.pillow_loop import (
 )
 from limbeck.config import AugmentOptions
 from limbeck.data import Pixels, augment, auto_augment, normalise, rand_augment, resized_crop
+from limbeck.data.image_ops import IDENTITY
 from limbeck.draws import integers, uniform
 from limbeck.errors import UserError
 
@@ -184,6 +185,44 @@ def test_rand_augments_operations_are_equally_frequent():
     for step in range(3):
         assert all(within_five_sigma(count, n, 1 / 14) for count in drawn[:, step].bincount(minlength=14).tolist())
     assert tuple(RAND_AUGMENT) == rand_augment.NAMES
+
+
+def drawn_strengths(monkeypatch, **options):
+    """The codes and strengths of each of 2 operations on 10,000 images."""
+    seen = []
+
+    def record(images, codes, strengths, negative):
+        seen.append((codes, strengths))
+        return images
+
+    monkeypatch.setattr(rand_augment, "apply_operations", record)
+    images = torch.zeros(10_000, 1, 1, 1, dtype=torch.uint8)
+    rand_augment.rand_augment(images, 2, **PLACE, indices=torch.arange(10_000), **options)
+    return (torch.stack(what) for what in zip(*seen, strict=True))
+
+
+def test_spread_strengths_are_normal_around_the_magnitude_and_each_operation_draws_its_own(monkeypatch):
+    _, strengths = drawn_strengths(monkeypatch, magnitude=21, spread=1.5)
+    normal = (30 * strengths - 21) / 1.5
+    assert abs(normal.mean()) < 5 / math.sqrt(20_000)
+    assert normal.std().item() == pytest.approx(1, abs=5 / math.sqrt(40_000))
+    assert within_five_sigma((normal.abs() < 0.6745).sum().item(), 20_000, 0.5)  # half lie within 0.6745
+    assert abs(torch.corrcoef(normal)[0, 1]) < 5 / math.sqrt(10_000)
+
+
+def test_spread_strengths_stay_within_their_range(monkeypatch):
+    _, strengths = drawn_strengths(monkeypatch, magnitude=29, spread=5.0)
+    assert strengths.max() == 1
+    assert within_five_sigma((strengths == 1).sum().item(), 20_000, 0.42074)  # 1 - Phi(1/5)
+
+
+def test_operations_that_are_left_out_are_as_many_as_the_chance_says(monkeypatch):
+    codes, strengths = drawn_strengths(monkeypatch, magnitude=9, probability=0.5)
+    plain, _ = drawn_strengths(monkeypatch, magnitude=9)
+    kept = codes != IDENTITY
+    assert within_five_sigma(kept.sum().item(), 20_000, 0.5 * 13 / 14)  # one of the fourteen is the identity
+    assert torch.equal(codes[kept], plain[kept])  # the other draws are the same
+    assert (strengths == 0.3).all()
 
 
 def test_no_operations_return_the_images_themselves():

@@ -299,11 +299,11 @@ def test_bf16_and_channels_last_keep_float32_weights_and_logs(model, tmp_path):
     }
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.02), ("adamw", 0.02), ("lamb", 0.05)])
 @pytest.mark.parametrize("schedule", ["multistep", "onecycle"])
-def test_every_optimizer_and_schedule_learns(optimizer, schedule, tmp_path):
+def test_every_optimizer_and_schedule_learns(optimizer, rate, schedule, tmp_path):
     options = recipe(
-        optimizer={"name": optimizer, "learning_rate": 0.02, "decay_norms_and_biases": False},
+        optimizer={"name": optimizer, "learning_rate": rate, "decay_norms_and_biases": False},
         schedule={"name": schedule, "milestones": [6]},
         train={"epochs": 8},
     )

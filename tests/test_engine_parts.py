@@ -106,7 +106,7 @@ def decays(model: nn.Module, options: OptimizerOptions) -> dict[str, float]:
     return {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
 def test_norms_and_biases_are_left_out_of_the_decay_if_asked(name):
     options = OptimizerOptions(name=name, weight_decay=0.1, decay_norms_and_biases=False)
     assert decays(network(), options) == {

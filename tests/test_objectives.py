@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +40,7 @@ from limbeck.losses import ClassPrior, FitNetLoss, StandardizedLoss
 from limbeck.models import build_model
 from limbeck.objectives import Distillation, Supervised, build_objective
 from limbeck.objectives.build import Facts, build_loss
-from limbeck.objectives.terms import part_names, term_weight
+from limbeck.objectives.terms import cross_entropy, part_names, term_weight
 
 CLASSES = 4
 
@@ -135,6 +136,32 @@ def test_supervised_is_torchs_cross_entropy_with_smoothing():
     outcome = Supervised(student, [CrossEntropyTerm(label_smoothing=0.2)], epochs=1, facts=Facts(CLASSES))(batch())
     expected = F.cross_entropy(student(batch().images), batch().labels, label_smoothing=0.2)
     torch.testing.assert_close(outcome.loss, expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.25])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_binary_cross_entropy_equals_a_loop_over_classes(smoothing, threshold, mixed):
+    logits = torch.randn(4, CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 2, 1, 2])
+    targets = F.one_hot(labels, CLASSES).double()
+    if mixed:
+        targets = 0.7 * targets + 0.3 * targets.flip(0)
+    expected = []
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        for z, mass in zip(row, target, strict=True):
+            wanted = mass * (1 - smoothing) + smoothing / CLASSES
+            if threshold is not None:
+                wanted = float(wanted > threshold)
+            expected.append(wanted * math.log1p(math.exp(-z)) + (1 - wanted) * math.log1p(math.exp(z)))
+    term = CrossEntropyTerm(binary=True, label_smoothing=smoothing, target_threshold=threshold)
+    value = cross_entropy(term, logits, targets if mixed else labels)
+    assert value.item() == pytest.approx(sum(expected) / len(expected), rel=1e-12)
+
+
+def test_a_threshold_of_targets_without_binary_cross_entropy_is_refused():
+    with pytest.raises(ValidationError, match="`target_threshold` belongs to `binary: true`"):
+        CrossEntropyTerm(target_threshold=0.2)
 
 
 def test_cross_entropy_of_bf16_logits_is_float32():

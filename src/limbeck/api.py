@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from limbeck.data.user import Unpack
 
     Teachers = nn.Module | Sequence[nn.Module] | None
-    OptimizerName = Literal["sgd", "adamw"]
+    OptimizerName = Literal["sgd", "adamw", "lamb"]
     ScheduleName = Literal["constant", "cosine", "onecycle"]
 
 
@@ -148,8 +148,8 @@ def fit(
         objective: Adversarial training, such as `AdversaryOptions(epsilon=8 / 255)` of `limbeck.config`: divergences
             draw the logits of attacked images to those of the images. Pixels lie in [0, 1]; the model normalises them.
         epochs: Passes over `train`.
-        optimizer: "sgd", "adamw", or all its options.
-        learning_rate: The peak; by default 0.05 for "sgd", 0.001 for "adamw", or what the options say.
+        optimizer: "sgd", "adamw", "lamb", or all its options.
+        learning_rate: The peak; by default 0.05 ("sgd"), 0.001 ("adamw"), 0.005 ("lamb"), or what the options say.
         schedule: Of the learning rate: "constant", "cosine", "onecycle", or all its options.
         loop: Options of the loop, such as `precision` or `ema_decay`.
         save: When checkpoints and lines of metrics are written.

@@ -119,15 +119,19 @@ RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # rows 
 
 
 class OptimizerOptions(Options):
-    """SGD or AdamW."""
+    """SGD, AdamW or LAMB."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
+    name: Literal["sgd", "adamw", "lamb"] = Field("sgd", description="Optimizer; lamb is arXiv 1904.00962.")
     learning_rate: Positive = Field(0.05, description="Peak learning rate.")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD's momentum, AdamW's beta1.")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="AdamW's beta2.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD's momentum, else beta1.")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Of AdamW and LAMB.")
     nesterov: bool = Field(True, description="Nesterov momentum (SGD).")
-    weight_decay: NonNegative = Field(5e-4, description="Decoupled for AdamW.")
-    decay_norms_and_biases: bool = Field(True, description="Whether weight decay reaches norms and biases.")
+    weight_decay: NonNegative = Field(
+        5e-4, description="Decoupled for AdamW; LAMB's is part of the step whose length the weights set."
+    )
+    decay_norms_and_biases: bool = Field(
+        True, description="Whether weight decay reaches norms and biases; without it, LAMB gives them AdamW's step."
+    )
     clip_norm: Positive | None = Field(None, description="Clip the gradient's global norm to this.")
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Loss: TypeAlias = "str | TermOptions | Sequence[str | TermOptions]"
 
 ALIASES = {"ce": "cross_entropy"}
-LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3}  # where none is given
+LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3, "lamb": 5e-3}  # where none is given
 OF_THE_LOADER = ("batch_size", "drop_last")
 OF_THE_CALL = ("epochs", "device")
 
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     """How to train, as `limbeck.fit` and `limbeck.compare` were told; see there."""
 
     epochs: int
-    optimizer: Literal["sgd", "adamw"] | OptimizerOptions
+    optimizer: Literal["sgd", "adamw", "lamb"] | OptimizerOptions
     learning_rate: float | None
     schedule: Literal["constant", "cosine", "onecycle"] | ScheduleOptions
     loop: TrainOptions

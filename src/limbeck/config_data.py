@@ -24,6 +24,12 @@ class AugmentOptions(Options):
         0, description="Operations of RandAugment per image; 0 is off."
     )
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="Strength of RandAugment, of 30.")
+    rand_augment_spread: NonNegative = Field(
+        0.0, description="Standard deviation of that strength, which each operation of each image then draws."
+    )
+    rand_augment_probability: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Chance of each operation of RandAugment to be made; 0.5 in timm's."
+    )
     cutout: Annotated[int, Field(ge=0)] = Field(
         0, description="Side in pixels of a square set to 0, the mean of standardised pixels; 0 is off."
     )

@@ -129,11 +129,23 @@ class CrossEntropyTerm(TermOptions):
 
     formula: ClassVar[str] = "−log p_s[y]"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "labels")
-    paper: ClassVar[str] = "Good 1952; label smoothing: arXiv 1512.00567"
+    paper: ClassVar[str] = "Good 1952; label smoothing: arXiv 1512.00567; binary: arXiv 2110.00476"
     name: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Mass moved to the uniform distribution."
     )
+    binary: bool = Field(
+        False, description="A yes or no for each class in place of one softmax, the mean over samples and classes."
+    )
+    target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Binary: a class whose target is above this counts as whole, any other as absent."
+    )
+
+    @model_validator(mode="after")
+    def _thresholds_of_binary_targets(self) -> CrossEntropyTerm:
+        if self.target_threshold is not None and not self.binary:
+            raise ValueError("`target_threshold` belongs to `binary: true`; set it to null")
+        return self
 
 
 class KLTerm(LogitTerm):

@@ -45,6 +45,7 @@ SHORT = {
     "warmup_epochs": "warm-up",
     "ramp_epochs": "ramp",
     "label_smoothing": "smoothing",
+    "target_threshold": "threshold",
     "target_weight": "target",
     "rest_weight": "rest",
     "transport_weight": "transport",

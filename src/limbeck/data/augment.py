@@ -63,8 +63,15 @@ def augment(
     if options.auto_augment:
         images = auto_augment(images, indices=indices, **time)
     if options.rand_augment_operations:
-        operations, magnitude = options.rand_augment_operations, options.rand_augment_magnitude
-        images = rand_augment(images, operations, magnitude, indices=indices, **time)
+        images = rand_augment(
+            images,
+            options.rand_augment_operations,
+            options.rand_augment_magnitude,
+            spread=options.rand_augment_spread,
+            probability=options.rand_augment_probability,
+            indices=indices,
+            **time,
+        )
     views = normalise(images, pixels)
     return _cutout(views, options.cutout, indices=there, **time) if options.cutout else views
 

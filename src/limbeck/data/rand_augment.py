@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from limbeck.data.image_ops import apply_operations, codes_of
-from limbeck.draws import integers
+from limbeck.data.image_ops import IDENTITY, apply_operations, codes_of
+from limbeck.draws import integers, uniform
 
 # torchvision's fourteen, and its magnitudes of 0 to 30. timm's space has `invert` and `solarize_add` in place of
 # `identity`, and other ranges of posterize and solarize.
@@ -30,7 +32,17 @@ LARGEST_MAGNITUDE = 30
 _CODES = codes_of(list(NAMES))
 
 
-def rand_augment(images: Tensor, operations: int, magnitude: int, *, seed: int, epoch: int, indices: Tensor) -> Tensor:
+def rand_augment(
+    images: Tensor,
+    operations: int,
+    magnitude: int,
+    *,
+    seed: int,
+    epoch: int,
+    indices: Tensor,
+    spread: float = 0.0,
+    probability: float = 1.0,
+) -> Tensor:
     """Apply operations drawn with equal chance; the view of a sample is a function of (seed, epoch, index).
 
     Shears, translations, rotations, contrast, colour, brightness and sharpness go either way with probability 1/2.
@@ -43,6 +55,9 @@ def rand_augment(images: Tensor, operations: int, magnitude: int, *, seed: int, 
         seed: Seed of the run.
         epoch: Epoch.
         indices: The samples' positions in the source, int64 `(N,)`.
+        spread: Standard deviation of a normal draw around the magnitude, cut to 0 and 30, for each operation of each
+            image (arXiv 2110.00476, appendix).
+        probability: Chance of an operation to be made; else the image stays as it is.
 
     Returns:
         uint8 `(N, C, H, W)`; `images` itself if there are no operations. The input is never written to.
@@ -58,8 +73,20 @@ def rand_augment(images: Tensor, operations: int, magnitude: int, *, seed: int, 
     """
     indices = indices.cpu()
     codes = _CODES[integers(seed, epoch, indices, "rand_augment operation", len(NAMES), (operations,))]
+    if probability < 1:
+        left_out = uniform(seed, epoch, indices, "rand_augment chance", (operations,)) >= probability
+        codes = codes.masked_fill(left_out, IDENTITY)
     negative = integers(seed, epoch, indices, "rand_augment sign", 2, (operations,)).bool()
-    strengths = torch.full((len(indices),), magnitude / LARGEST_MAGNITUDE, dtype=torch.float64)
+    strengths = _strengths(magnitude, spread, seed=seed, epoch=epoch, indices=indices, operations=operations)
     for step in range(operations):
-        images = apply_operations(images, codes[:, step], strengths, negative[:, step])
+        images = apply_operations(images, codes[:, step], strengths[:, step], negative[:, step])
     return images
+
+
+def _strengths(magnitude: int, spread: float, *, seed: int, epoch: int, indices: Tensor, operations: int) -> Tensor:
+    """Return shares of the largest magnitude, float64 `(N, operations)`."""
+    if not spread:
+        return torch.full((len(indices), operations), magnitude / LARGEST_MAGNITUDE, dtype=torch.float64)
+    first, second = uniform(seed, epoch, indices, "rand_augment spread", (operations, 2)).unbind(-1)
+    normal = (-2 * torch.log1p(-first)).sqrt() * torch.cos(2 * math.pi * second)  # Box and Muller 1958
+    return ((magnitude + spread * normal) / LARGEST_MAGNITUDE).clamp(0, 1)

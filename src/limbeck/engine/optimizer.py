@@ -1,4 +1,4 @@
-"""SGD and AdamW, with weight decay on all parameters or on matrices only; the averaged copy of the weights."""
+"""SGD, AdamW and LAMB, with weight decay on all parameters or on matrices only; the averaged copy of the weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from limbeck.engine.lamb import LAMB
 
 if TYPE_CHECKING:
     from limbeck.config import OptimizerOptions
@@ -33,6 +35,8 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.
         case "adamw":
             betas = (options.momentum, options.beta2)
             return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=fused)
+        case "lamb":
+            return LAMB(groups, lr=options.learning_rate, betas=(options.momentum, options.beta2))
 
 
 def _parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:

@@ -69,10 +69,19 @@ def asks_teacher(term: Term) -> bool:
 def cross_entropy(term: CrossEntropyTerm, logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy, in float32 at least, under autocast too.
 
+    With `binary`, of a logistic regression for each class (Wightman et al. 2021, arXiv 2110.00476): the mean over
+    samples and over classes, so it is about C times smaller than the other.
+
     Args:
         term: Options of the term.
         logits: `(N, C)`.
         labels: Integers `(N,)`, or probabilities `(N, C)` as mixup gives them.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, label_smoothing=term.label_smoothing)
+    if not term.binary:
+        return F.cross_entropy(logits, labels, label_smoothing=term.label_smoothing)
+    targets = labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[-1])
+    targets = targets.to(logits.dtype) * (1 - term.label_smoothing) + term.label_smoothing / logits.shape[-1]
+    if term.target_threshold is not None:
+        targets = (targets > term.target_threshold).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets)
