@@ -23,6 +23,7 @@ from limbeck import draws
 from limbeck.adversary.balls import Norm
 from limbeck.adversary.checks import check_inputs, check_logits
 from limbeck.adversary.inference import Inference, inference
+from limbeck.adversary.turns import Alone, Turns, own
 
 CHUNK = 250  # images; AutoAttack's own default batch, and minutes of work for a large network
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -66,6 +67,7 @@ def autoattack(
     batch_size: int = CHUNK,
     folder: Path | None = None,
     progress: Progress | None = None,
+    turns: Turns | None = None,
 ) -> AutoAttackResult:
     """Attack a network with AutoAttack's `standard` version: APGD-CE, APGD-T, FAB-T, Square, one after another.
 
@@ -86,6 +88,8 @@ def autoattack(
         folder: Where each finished chunk leaves a file. A chunk that finds its file there is not attacked again; files
             of other weights, images or options are left alone.
         progress: Called with how many images are done, of how many: at the start, and after each attack of a chunk.
+        turns: Processes that share the chunks; all call this with the same arguments and get the same result. Each
+            tells of its own chunks.
 
     Returns:
         Flags after each attack.
@@ -115,21 +119,23 @@ def autoattack(
         logits = network.predict(images)
         check_logits(logits, labels)
         options = _options(logits.shape[1], library, epsilon=epsilon, norm=norm, seed=seed)
-        chunks = _chunks(images, labels, options, network.model, folder)
+        place = turns or Alone()
+        chunks = [chunk for _, chunk in own(_chunks(images, labels, options, network.model, folder), place)]
         parts = [_read(chunk, options) for chunk in chunks]
+        total = sum(len(chunk.labels) for chunk in chunks)
         done = sum(len(chunk.labels) for chunk, part in zip(chunks, parts, strict=True) if part)
-        tell(done, len(images))
-        for place, chunk in enumerate(chunks):
-            if parts[place] is not None:
+        tell(done, total)
+        for number, chunk in enumerate(chunks):
+            if parts[number] is not None:
                 continue
             start, flags = time.monotonic(), {}
             for attack, robust in _attack(package, network, chunk, options):
                 flags[attack] = robust
-                tell(done + len(chunk.labels) * (len(flags) - 1) // len(options.attacks), len(images))
+                tell(done + len(chunk.labels) * (len(flags) - 1) // len(options.attacks), total)
             done += len(chunk.labels)
-            parts[place] = part = _Part(flags, time.monotonic() - start)
+            parts[number] = part = _Part(flags, time.monotonic() - start)
             _write(chunk, part)
-    return _joined([part for part in parts if part], options)
+    return _joined(place.in_turns([part for part in parts if part]), options)
 
 
 def open_package() -> tuple[Callable[..., Any], str]:

@@ -23,6 +23,7 @@ from limbeck.adversary.inference import Inference, inference
 from limbeck.adversary.modes import Model
 from limbeck.adversary.pgd import pgd
 from limbeck.adversary.robustness import Robustness, Row, share
+from limbeck.adversary.turns import Alone, Turns, own
 
 STEP_RATIO = 0.25  # of the radius: the field's 2/255 at 8/255
 _GRADIENT_ATTACK = re.compile(r"(pgd|cw)([1-9][0-9]*)")
@@ -43,6 +44,7 @@ def evaluate(
     seed: int = 0,
     folder: Path | None = None,
     progress: Progress | None = None,
+    turns: Turns | None = None,
 ) -> Robustness:
     """Measure the accuracy of a network on images, and on what attacks make of them.
 
@@ -62,6 +64,7 @@ def evaluate(
         seed: Of all draws.
         folder: Where AutoAttack leaves a file per finished chunk, and finds those of an evaluation that was stopped.
         progress: Called with attack, epsilon, images done and their number.
+        turns: Processes that share the batches; all call this with the same arguments and get the same result.
 
     Returns:
         Rows, flags per sample, warnings.
@@ -95,9 +98,7 @@ def evaluate(
         clean = network.predict(images)
         check_logits(clean, labels)
         warnings = network_warnings(network, *(part[:CHUNK].to(network.device) for part in (images.float(), labels)))
-        plan = _Plan(
-            network, images, labels, norm, seed, folder, progress or (lambda attack, epsilon, done, total: None)
-        )
+        plan = _Plan(network, images, labels, norm, seed, folder, progress or (lambda *told: None), turns or Alone())
         for name, epsilon in product(names, dict.fromkeys(epsilons)):
             made = plan.autoattack(epsilon) if name == "aa" else plan.pgd(name, epsilon)
             rows.append(made.row)
@@ -215,13 +216,14 @@ class _Plan(NamedTuple):
     seed: int
     folder: Path | None
     progress: Progress
+    turns: Turns
 
     def pgd(self, name: str, epsilon: float) -> _Made:
         """Attack by PGD or CW, a batch at a time."""
         start, device = time.monotonic(), self.network.device
         parts: list[Tensor] = []
         self.progress(name, epsilon, 0, len(self.images))
-        for indices in torch.split(torch.arange(len(self.images)), self.network.batch_size):
+        for _, indices in own(torch.split(torch.arange(len(self.images)), self.network.batch_size), self.turns):
             images, labels = self.images[indices].to(device, torch.float32), self.labels[indices].to(device)
             attacked = perturb(
                 self.network,
@@ -236,7 +238,7 @@ class _Plan(NamedTuple):
             with torch.no_grad():
                 parts.append((self.network(attacked).argmax(-1) == labels).cpu())
             self.progress(name, epsilon, int(indices[-1]) + 1, len(self.images))
-        flags = torch.cat(parts)
+        flags = torch.cat(self.turns.in_turns(parts))
         kind, steps = _read_name(name)
         row = Row(
             attack=name,
@@ -268,6 +270,7 @@ class _Plan(NamedTuple):
             batch_size=self.network.batch_size,
             folder=self.folder,
             progress=partial(self.progress, "aa", epsilon),
+            turns=self.turns,
         )
         row = Row(
             attack="aa",

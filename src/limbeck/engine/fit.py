@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -99,7 +99,7 @@ def train_run(
     if place.first_tells(lambda: run_folder.is_finished(run, recipe, resume=resume)):
         return run_folder.read_results(run)
     device = open_device(recipe.train.device)
-    with locked(run) if place.lead else nullcontext():
+    with locked(run):
         path = run / run_folder.CHECKPOINT
         state = load_checkpoint(path) if path.is_file() else None
         with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
@@ -141,8 +141,7 @@ def train_run(
                 reporter.note(f"{run}: there is no {run_folder.CHECKPOINT}, so the run starts from the beginning")
             reporter.begin_run(title or recipe.title or str(run), steps=trainer.steps, done=trainer.step)
             trainer.train()
-            trainer.ranks = ranks.Ranks()  # the first writes alone what is left, and the others wait
-            results = place.first_tells(lambda: finish(trainer))
+            results = finish(trainer)
     reporter.end_run(results)
     return results
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +54,7 @@ def train_generations(
     run_folder.refuse_run(folder, "--run")
     resources, sources = Resources(), None
     place = ranks.here()
-    with locked(folder) if place.lead else nullcontext(), StopRequest() as stop, reporter or Reporter() as teller:
+    with locked(folder), StopRequest() as stop, reporter or Reporter() as teller:
         for number in range(1, generations + 1):
             run = folder / f"generation{number}"
             train_run(

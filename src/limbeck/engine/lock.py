@@ -6,6 +6,7 @@ import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from limbeck.engine import ranks
 from limbeck.engine.run_folder import LOCK, disk_errors
 from limbeck.errors import UserError
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 def locked(folder: Path, option: str = "--run") -> Iterator[None]:
     """Keep a folder, which is made if need be, to this process; folders that stay empty are removed again.
 
+    Of several ranks the first has it for all.
+
     The lock is the operating system's (flock), so it ends with the process, however that ends; a file that a killed
     process left means nothing.
 
@@ -36,18 +39,29 @@ def locked(folder: Path, option: str = "--run") -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    new = [parent for parent in (folder, *folder.parents) if not os.path.exists(parent)]
-    with disk_errors(folder, option):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(folder, option)
+    place = ranks.here()
+    descriptor, new = place.first_tells(lambda: _take(folder, option))
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)  # while it is held, so that it is this process's own
-        os.close(descriptor)
-        for parent in new:
-            with suppress(OSError):  # it is not empty
-                parent.rmdir()
+        if place.lead:
+            _give_back(folder, descriptor, new)
+
+
+def _take(folder: Path, option: str) -> tuple[int, list[Path]]:
+    """Return the descriptor of the lock's file, and the folders that were made for it."""
+    new = [parent for parent in (folder, *folder.parents) if not os.path.exists(parent)]
+    with disk_errors(folder, option):
+        folder.mkdir(parents=True, exist_ok=True)
+        return _acquire(folder, option), new
+
+
+def _give_back(folder: Path, descriptor: int, new: list[Path]) -> None:
+    (folder / LOCK).unlink(missing_ok=True)  # while it is held, so that it is this process's own
+    os.close(descriptor)
+    for parent in new:
+        with suppress(OSError):  # it is not empty
+            parent.rmdir()
 
 
 def _acquire(folder: Path, option: str) -> int:

@@ -81,7 +81,7 @@ class Trainer:
         self.call = across_ranks(self.objective, self.ranks)
         self.optimizer = build_optimizer(self.objective, recipe.optimizer)
         self.average = self._build_average()
-        self.validator = Validator(recipe, data, teachers, self.predict)
+        self.validator = Validator(recipe, data, teachers, self.predict, self.ranks)
         self.means = RunningMeans(tuple(self.objective.terms))
         self.epoch, self.step_in_epoch, self.step = 1, 0, 0
         self.best: dict[str, Any] | None = None

@@ -75,11 +75,11 @@ class Ranks:
             raise told[1]
         return told[0]  # type: ignore[return-value]  # what `find` returned
 
-    def in_turns(self, parts: Sequence[Tensor]) -> list[Tensor]:
+    def in_turns(self, parts: Sequence[T]) -> list[T]:
         """Return what all ranks made of every world-th piece, in the order of the pieces."""
         if self.world == 1:
             return list(parts)
-        gathered: list[list[Tensor]] = [[] for _ in range(self.world)]
+        gathered: list[list[T]] = [[] for _ in range(self.world)]
         dist.all_gather_object(gathered, list(parts))
         longest = max(map(len, gathered))
         return [pieces[turn] for turn in range(longest) for pieces in gathered if turn < len(pieces)]

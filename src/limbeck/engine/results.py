@@ -28,22 +28,29 @@ MAX_FEATURES = 2000  # test samples whose features are kept, for pictures
 
 
 def finish(trainer: Trainer) -> dict[str, Any]:
-    """Write what a trained run leaves behind, `results.json` last, and return what that holds."""
-    run, which = trainer.run, _reported(trainer)
+    """Write what a trained run leaves behind, `results.json` last, and return what that holds.
+
+    Several ranks share the images, and the first one writes.
+    """
+    run, which, lead = trainer.run, _reported(trainer), trainer.ranks.lead
     networks = _networks(trainer)
     logits = {name: _test_logits(trainer, model) for name, (model, _) in networks.items()}
     results: dict[str, Any] = {**_description(trainer), "last": None, "best": None, "ema": None}
     for name, (model, epoch) in networks.items():
-        _write_weights(run / run_folder.WEIGHTS[name], model.state_dict())
+        if lead:
+            _write_weights(run / run_folder.WEIGHTS[name], model.state_dict())
         results[name] = _evaluation(trainer, model, epoch, logits[name])
     results |= {"optimistic": trainer.optimistic, "teachers": [teacher.metrics for teacher in trainer.teachers]}
     reported, _ = networks[which]
     if trainer.recipe.task == "adversarial":
         results |= {"adversary": trainer.recipe.adversary.model_dump(mode="json"), "reported": which}
         attack_reported(trainer, reported, which)
-    with atomic_file(run / run_folder.PREDICTIONS) as file:
-        np.savez(file, allow_pickle=False, **_predictions(trainer, reported, logits[which]))
-    write_json(run / run_folder.RESULTS, results)
+    arrays = _predictions(trainer, reported, logits[which])
+    if lead:
+        with atomic_file(run / run_folder.PREDICTIONS) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        write_json(run / run_folder.RESULTS, results)
+    trainer.ranks.wait()  # nobody looks for the files before they are there
     return results
 
 

@@ -9,7 +9,7 @@ import torch
 from limbeck.adversary.attack_losses import cross_entropy, margin
 from limbeck.adversary.modes import attack_mode
 from limbeck.adversary.pgd import pgd
-from limbeck.engine.metrics import EVALUATION_BATCH
+from limbeck.engine.metrics import ALONE, EVALUATION_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,24 +18,28 @@ if TYPE_CHECKING:
 
     from limbeck.config import AdversaryOptions
     from limbeck.data import Samples
+    from limbeck.engine.ranks import Ranks
 
 STEP_RATIO = 0.25  # of the radius: 2/255 at 8/255
 SEED = 0  # the same starts each epoch, so that epochs differ by their weights alone
 
 
-def robust_accuracy(model: nn.Module, source: Samples, options: AdversaryOptions) -> float:
+def robust_accuracy(model: nn.Module, source: Samples, options: AdversaryOptions, place: Ranks = ALONE) -> float:
     """Return the share of the samples that a network in eval mode gets right after an attack.
 
     Args:
         model: The network; its modes are as before afterwards.
         source: Images with pixels in [0, 1].
         options: `norm`, `epsilon` and `validation_attack` are read. The start is uniform, the last iterate counts.
+        place: Several ranks share the batches, and all get the same share.
     """
     climb, steps = _attack(options.validation_attack)
     correct, first = [], 0
     with attack_mode(model, "eval"):
-        for images in source.batches(EVALUATION_BATCH):
+        for number, images in enumerate(source.batches(EVALUATION_BATCH)):
             there = slice(first, first := first + len(images))
+            if number % place.world != place.rank:
+                continue
             labels = source.labels[there].to(images.device)
             adversarial = pgd(
                 model,
@@ -49,8 +53,8 @@ def robust_accuracy(model: nn.Module, source: Samples, options: AdversaryOptions
                 indices=torch.arange(there.start, there.stop, device=images.device),
             )
             with torch.no_grad():
-                correct.append(model(adversarial).argmax(dim=1) == labels)
-    return torch.cat(correct).double().mean().item()
+                correct.append((model(adversarial).argmax(dim=1) == labels).cpu())
+    return torch.cat(place.in_turns(correct)).double().mean().item()
 
 
 def _attack(name: str) -> tuple[Callable[[Tensor], Callable[[Tensor], Tensor]], int]:

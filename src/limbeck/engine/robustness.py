@@ -17,7 +17,9 @@ from limbeck.adversary.autoattack import fingerprint
 from limbeck.adversary.evaluate import evaluate, perturb
 from limbeck.adversary.inference import inference
 from limbeck.adversary.robustness import Robustness, Row
+from limbeck.adversary.turns import own
 from limbeck.data import Source
+from limbeck.engine import ranks
 from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.run_folder import atomic_file, write_json
 from limbeck.errors import Interrupted, UserError, reason
@@ -83,7 +85,8 @@ def evaluate_robustness(
     """Attack a network's test images, and add what that leaves to the folder's robustness.json.
 
     Rows of the same weights and images that the file has already are kept, and the worst case of each radius is over
-    all of them. AutoAttack goes on with the chunks that an earlier session finished in the folder.
+    all of them. AutoAttack goes on with the chunks that an earlier session finished in the folder. Several ranks share
+    the images, and the first one writes the figures.
 
     Args:
         model: The network, as it stands; it is left as it was.
@@ -109,7 +112,8 @@ def evaluate_robustness(
         raise UserError("robustness is measured on test images, got none; train with a test split")
     victim, images = _on_pixels(model, source)
     identity = _identity(victim, images, source.labels)
-    earlier = _read(folder, suffix, identity, recipe.adversary.norm)
+    place = ranks.here()
+    earlier = place.first_tells(lambda: _read(folder, suffix, identity, recipe.adversary.norm))
     try:
         measured = evaluate(
             victim,
@@ -122,6 +126,7 @@ def evaluate_robustness(
             seed=SEED,
             folder=folder / CHUNKS,
             progress=_progress(reporter, stop, folder),
+            turns=place,
         )
         arrays = earlier.arrays if earlier else _predictions(victim, images, source.labels, recipe, epsilons[0])
     except (ValueError, ImportError) as error:
@@ -131,9 +136,13 @@ def evaluate_robustness(
     if earlier:
         measured = measured.merged(earlier.robustness)
     content = {"format": FORMAT, "weights": weights, "fingerprint": identity, "split": "test", **measured.to_dict()}
-    with atomic_file(folder / PREDICTIONS.format(suffix)) as file:
-        np.savez(file, allow_pickle=False, **arrays, **_flags(measured))
-    write_json(folder / FIGURES.format(suffix), content)
+
+    def write() -> None:
+        with atomic_file(folder / PREDICTIONS.format(suffix)) as file:
+            np.savez(file, allow_pickle=False, **arrays, **_flags(measured))
+        write_json(folder / FIGURES.format(suffix), content)
+
+    place.first_tells(write)
     return content
 
 
@@ -182,9 +191,10 @@ def missing_attacks(folder: Path, attacks: Sequence[str], epsilon: float) -> boo
 
 def _predictions(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, epsilon: float) -> Arrays:
     """Return clean and PGD-20 logits, and of a network of ours the features of the first images, clean and attacked."""
-    parts: dict[str, list[Tensor]] = {}
+    place = ranks.here()
+    parts: list[dict[str, Tensor]] = []
     with inference(model, EVALUATION_BATCH) as network:
-        for indices in torch.split(torch.arange(len(images)), EVALUATION_BATCH):
+        for _, indices in own(torch.split(torch.arange(len(images)), EVALUATION_BATCH), place):
             clean, truth = images[indices].to(network.device), labels[indices].to(network.device)
             attacked = perturb(
                 network,
@@ -196,11 +206,14 @@ def _predictions(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recip
                 seed=SEED,
                 indices=indices.to(network.device),
             )
+            part = {}
             for name, seen in (("clean", clean), ("adversarial", attacked)):
-                parts.setdefault(f"{name}_logits", []).append(network.predict(seen))
+                part[f"{name}_logits"] = network.predict(seen)
                 if int(indices[0]) < MAX_FEATURES and (features := _features(model, seen)) is not None:
-                    parts.setdefault(f"{name}_features", []).append(features)
-    arrays = {name: torch.cat(part) for name, part in parts.items()}
+                    part[f"{name}_features"] = features
+            parts.append(part)
+    together = place.in_turns(parts)
+    arrays = {name: torch.cat([part[name] for part in together if name in part]) for name in together[0]}
     cut = {name: array[:MAX_FEATURES] if name.endswith("features") else array for name, array in arrays.items()}
     found: Arrays = {name: array.numpy() for name, array in cut.items()}
     return {"labels": labels.cpu().numpy(), "adversarial_epsilon": np.array(epsilon), **found}

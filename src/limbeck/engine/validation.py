@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from limbeck.config import Recipe
     from limbeck.data import DataBundle
     from limbeck.engine.optimizer import WeightAverage
+    from limbeck.engine.ranks import Ranks
     from limbeck.engine.teachers import Teacher
 
 Split = Literal["validation", "test"]
@@ -34,6 +35,7 @@ class Validator:
         data: Its data.
         teachers: Its teachers; the agreement is with the first.
         predict: Returns the logits of a network on a split, or raises.
+        place: Which of the ranks that share the images this is.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Validator:
         data: DataBundle,
         teachers: Sequence[Teacher],
         predict: Callable[[Split, nn.Module], Tensor],
+        place: Ranks,
     ) -> None:
-        self.recipe, self.data, self.predict = recipe, data, predict
+        self.recipe, self.data, self.predict, self.place = recipe, data, predict, place
         self.teacher = teachers[0] if teachers else None
 
     def measure_epoch(self, model: nn.Module, average: WeightAverage | None) -> dict[str, Any]:
@@ -91,7 +94,7 @@ class Validator:
         metrics = measure(self.predict(split, model) if logits is None else logits, source.labels.cpu(), targets)
         if attacked and self.recipe.task == "adversarial":
             try:
-                metrics["robust"] = robust_accuracy(model, source, self.recipe.adversary)
+                metrics["robust"] = robust_accuracy(model, source, self.recipe.adversary, self.place)
             except ValueError as error:  # such as pixels outside of [0, 1], or a gradient that is not finite
                 raise UserError(f"the {split} split under attack: {error}") from error
         return metrics
