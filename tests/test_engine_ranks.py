@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from engine_runs import recipe
@@ -17,6 +19,7 @@ from engine_runs import recipe
 from limbeck.config_files import dump
 from limbeck.engine import run_folder
 from limbeck.engine.fit import fit
+from limbeck.engine.robustness import read_figures
 from limbeck.launch import launch
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals as on Linux")
@@ -178,3 +181,54 @@ def test_a_rank_that_dies_is_named_and_the_run_resumes_on_one(teacher, tmp_path)
 def test_a_mistake_of_all_ranks_is_their_line_and_their_exit_code(tmp_path, capfd):
     assert launch(["train", str(tmp_path / "none.yaml")], 2) == 2
     assert "no such file" in capfd.readouterr().err
+
+
+def limbeck(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "limbeck", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_two_ranks_share_the_attacks_on_a_run(tmp_path):
+    pytest.importorskip("pyautoattack")
+    content = attacked(attacks=["pgd5"])
+    fit(content, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for name, nproc in (("one", "1"), ("two", "2")):
+        ended = limbeck("evaluate", str(tmp_path / name), "--attacks", "pgd5,aa", "--epsilon", "0.02", "--nproc", nproc)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("Figures and flags") == 1
+    figures = [read_figures(tmp_path / name) for name in ("one", "two")]
+    for row in (row for content in figures for row in content["rows"]):
+        row.pop("seconds")
+    assert figures[1] == figures[0]
+    files = [np.load(tmp_path / name / "robust_predictions.npz") for name in ("one", "two")]
+    assert files[0].files == files[1].files
+    for name in files[0].files:
+        np.testing.assert_array_equal(files[1][name], files[0][name], err_msg=name)
+    chunks = [sorted(file.name for file in (tmp_path / name / "autoattack").iterdir()) for name in ("one", "two")]
+    assert len(chunks[0]) > 1
+    assert chunks[1] == chunks[0]
+
+
+def test_two_ranks_share_each_run_of_a_comparison(teacher, tmp_path):
+    rows = {name: {"settings": [terms]} for name, terms in LOSSES.items()}
+    content = options(teacher, LOSSES["wkd"], compare={"contenders": rows, "baseline": "wkd"})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump(content))
+    for name, nproc in (("one", "1"), ("two", "2")):
+        words = ("compare", str(file), "--seeds", "2", "--folder", str(tmp_path / name), "--nproc", nproc)
+        ended = limbeck(*words)
+        assert ended.returncode == 0, ended.stderr
+        assert "Trained 4 runs" in ended.stdout
+    for run in (f"{row}/setting0/seed{seed}" for row in LOSSES for seed in (0, 1)):
+        assert curve(tmp_path / "two" / run) == pytest.approx(curve(tmp_path / "one" / run), rel=1e-4)
+    again = limbeck(*words)
+    assert again.returncode == 0, again.stderr
+    assert "nothing was trained" in again.stdout
+    assert not (tmp_path / "two" / run_folder.LOCK).exists()
+
+
+def test_runs_at_once_and_ranks_of_a_run_are_one_or_the_other(tmp_path):
+    ended = limbeck("compare", "distill/digits/few-labels", "--workers", "2", "--nproc", "2")
+    assert ended.returncode == 2
+    assert "expected one of --workers" in ended.stderr

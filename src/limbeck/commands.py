@@ -38,6 +38,15 @@ Workers = Annotated[
         show_default="as many as the cores hold at `train.threads` each; 1 without that, or on an accelerator",
     ),
 ]
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc",
+        min=1,
+        help="Ranks of this machine that share each run, as torchrun would start them.",
+        show_default="1",
+    ),
+]
 DataFolder = Annotated[
     Path | None, typer.Option("--folder", metavar="FOLDER", help="Data folder.", show_default="$LIMBECK_DATA, or data")
 ]
@@ -70,6 +79,21 @@ def _print_version(wanted: bool) -> None:
 
         typer.echo(f"limbeck {version('limbeck')}")
         raise typer.Exit
+
+
+def _on_ranks(nproc: int | None) -> None:
+    """Let so many ranks do what the command line says, and end with their exit code; go on if that is one."""
+    if nproc and nproc > 1:
+        from limbeck.launch import launch, without_nproc
+
+        raise typer.Exit(launch(without_nproc(sys.argv[1:]), nproc))
+
+
+def _one_of(workers: int | None, nproc: int | None) -> None:
+    if workers and nproc and min(workers, nproc) > 1:
+        raise typer.BadParameter(
+            f"expected one of --workers, runs at once, and --nproc, ranks of each run, got {workers} and {nproc}"
+        )
 
 
 @app.callback()
@@ -120,10 +144,7 @@ def train(
             min=1, help="Born-again networks: so many runs, each learns from the one before. Goes on by itself."
         ),
     ] = 1,
-    nproc: Annotated[
-        int | None,
-        typer.Option(min=1, help="Ranks of this machine to train on, as torchrun would start them.", show_default="1"),
-    ] = None,
+    nproc: Ranks = None,
 ) -> None:
     """Train one recipe into a run folder, alone or (`torchrun -m -- limbeck train ...`) on many ranks."""
     from limbeck.config_files import check_teachers, default_folder, load_recipe
@@ -131,10 +152,7 @@ def train(
     options = load_recipe(recipe, overrides or ())
     check_teachers(options)
     folder = run or default_folder(recipe)
-    if nproc and nproc > 1:
-        from limbeck.launch import launch, without_nproc
-
-        raise typer.Exit(launch(without_nproc(sys.argv[1:]), nproc))
+    _on_ranks(nproc)
     from limbeck.listings import loading, print_generations, print_results, print_robustness
 
     with loading():
@@ -196,29 +214,24 @@ def evaluate(
         Path | None,
         typer.Option("--robustbench", metavar="FILE", help="Write RobustBench's entry at the first radius."),
     ] = None,
+    nproc: Ranks = None,
 ) -> None:
     """Compute the metrics of a run's weights again, or those of a file of weights; with --attacks, their robustness."""
     from limbeck.config_adversary import read_request
     from limbeck.config_files import recipe_of_file
-    from limbeck.listings import loading, print_metrics
 
     options = recipe_of_file(run, model, weights, data, overrides or (), which=which.value if which else None)
     request = read_request(attacks, epsilon, norm.value if norm else None, entry)
+    _on_ranks(nproc)
     chosen: Literal["last", "best", "ema"] | None = which.value if which else None
     if request:
         from limbeck.present import attack_and_show
 
         attack_and_show(run, options, weights, request, chosen)
         return
-    with loading():
-        from limbeck.engine.evaluate import evaluate as evaluate_run
-        from limbeck.engine.evaluate import evaluate_file
+    from limbeck.present import evaluate_and_show
 
-    if options and weights:
-        print_metrics(evaluate_file(options, weights), weights.name)
-    elif run:
-        metrics = evaluate_run(run, which=chosen)
-        print_metrics(metrics, metrics["weights"])
+    evaluate_and_show(run, options, weights, chosen)
 
 
 @app.command()
@@ -236,6 +249,7 @@ def compare(
         bool, typer.Option("--table", help="Also print the paper's table: weights, the paper's figure and ours.")
     ] = False,
     workers: Workers = None,
+    nproc: Ranks = None,
 ) -> None:
     """Train the rows of a recipe on several seeds, then print the table. Finished runs are not trained again."""
     from limbeck.config_files import check_teachers, default_folder, load_recipe
@@ -244,6 +258,8 @@ def compare(
     options = load_recipe(recipe, overrides or ())
     check_teachers(options)
     rows = select_rows(options, losses)
+    _one_of(workers, nproc)
+    _on_ranks(nproc)
     from limbeck.present import compare_and_show
 
     place = folder or default_folder(recipe, "compare-")
@@ -264,12 +280,15 @@ def sweep(
     seeds: Annotated[int, typer.Option(callback=_at_least_one, help="Seeds per combination.")] = 3,
     folder: Annotated[Path | None, typer.Option(help="Sweep folder.", show_default="runs/sweep-RECIPE, / as -")] = None,
     workers: Workers = None,
+    nproc: Ranks = None,
 ) -> None:
     """Train a recipe with every combination of some options, then print and draw the grid. Goes on where it stopped."""
     from limbeck.config_files import default_folder
     from limbeck.config_grid import read_grid
 
     grid = read_grid(recipe, overrides or ())
+    _one_of(workers, nproc)
+    _on_ranks(nproc)
     from limbeck.present import sweep_and_show
 
     sweep_and_show(grid, folder or default_folder(recipe, "sweep-"), seeds=seeds, workers=workers)

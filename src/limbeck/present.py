@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from limbeck.errors import UserError, install
-from limbeck.listings import loading, print_rich, print_robustness, say
+from limbeck.listings import loading, print_metrics, print_rich, print_robustness, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,13 +48,18 @@ def compare_and_show(
         from limbeck.engine.compare import compare
         from limbeck.engine.plan import automatic_workers
         from limbeck.engine.progress import open_reporter
+        from limbeck.engine.ranks import joined
 
     start = time.monotonic()
     finished = _finished(folder)
-    workers = workers or automatic_workers(recipe)
-    compare(recipe, folder, rows=rows, seeds=seeds, workers=workers, reporter=open_reporter())
-    chosen = [run.folder for runs in summarise(folder).selected_runs().values() for run in runs]
-    _attack_chosen(recipe, folder, chosen, workers)
+    with joined(recipe.train.device) as place:
+        workers = 1 if place.world > 1 else workers or automatic_workers(recipe)
+        reporter = open_reporter() if place.lead else None
+        compare(recipe, folder, rows=rows, seeds=seeds, workers=workers, reporter=reporter)
+        chosen = [run.folder for runs in summarise(folder).selected_runs().values() for run in runs]
+        _attack_chosen(recipe, folder, chosen, workers)
+    if not place.lead:
+        return
     new = len(_finished(folder) - finished)
     say(f"\n{recipe.title}")
     print_rich(rich_table(summarise(folder)))
@@ -70,6 +75,40 @@ def compare_and_show(
         plot(folder)
     else:
         say(f"For pictures and a report: {install('viz')}; then limbeck plot {folder}")
+
+
+def evaluate_and_show(
+    run: Path | None, recipe: Recipe | None, weights: Path | None, which: Literal["last", "best", "ema"] | None
+) -> None:
+    """Print the metrics of a run's weights, or of a file of weights.
+
+    Args:
+        run: Folder of a run, or None.
+        recipe: Network and data of a file.
+        weights: The file.
+        which: Weights of the run; None is what it reports.
+    """
+    with loading():
+        from limbeck.engine.evaluate import evaluate, evaluate_file
+        from limbeck.engine.ranks import joined
+
+    with joined(_device(run, recipe)) as place:
+        if run is not None:
+            metrics = evaluate(run, which=which)
+            name = metrics["weights"]
+        elif recipe is not None and weights is not None:
+            metrics, name = evaluate_file(recipe, weights), weights.name
+    if place.lead:
+        print_metrics(metrics, name)
+
+
+def _device(run: Path | None, recipe: Recipe | None) -> str:
+    """Return the device that a run, or the recipe of a file, is evaluated on."""
+    from limbeck.config_files import load_recipe
+
+    if run is not None:
+        recipe = load_recipe(str(run / "config.yaml")) if (run / "config.yaml").is_file() else None
+    return recipe.train.device if recipe else "cpu"
 
 
 def attack_and_show(
@@ -90,16 +129,18 @@ def attack_and_show(
     """
     with loading():
         from limbeck.engine.evaluate import attack_file, attack_folder, attack_run
-        from limbeck.engine.progress import open_reporter
+        from limbeck.engine.progress import Reporter, open_reporter
+        from limbeck.engine.ranks import joined
 
-    if run is not None:
-        folder = run
-        with open_reporter() as reporter:
+    with joined(_device(run, recipe)) as place, open_reporter() if place.lead else Reporter() as reporter:
+        if run is not None:
+            folder = run
             content = attack_run(run, request, which=which, reporter=reporter)
-    elif recipe is not None and weights is not None:
-        folder = attack_folder(weights)
-        with open_reporter() as reporter:
+        elif recipe is not None and weights is not None:
+            folder = attack_folder(weights)
             content = attack_file(recipe, weights, request, reporter=reporter)
+    if not place.lead:
+        return
     print_robustness(content)
     say(f"Figures and flags per image: {folder}")
     if request.robustbench:
@@ -120,14 +161,18 @@ def sweep_and_show(grid: Grid, folder: Path, *, seeds: int, workers: int | None 
     with loading():
         from limbeck.engine.plan import automatic_workers
         from limbeck.engine.progress import open_reporter
+        from limbeck.engine.ranks import joined
         from limbeck.engine.sweep import sweep
 
     recipe = grid.points[0].recipe
-    workers = workers or automatic_workers(recipe)
-    sweep(grid, folder, seeds=seeds, workers=workers, reporter=open_reporter())
-    found = summarise(folder)
-    chosen = [folder / found.chosen.name / f"seed{seed}" for seed in found.seeds] if found.chosen else []
-    _attack_chosen(recipe, folder, chosen, workers)
+    with joined(recipe.train.device) as place:
+        workers = 1 if place.world > 1 else workers or automatic_workers(recipe)
+        sweep(grid, folder, seeds=seeds, workers=workers, reporter=open_reporter() if place.lead else None)
+        found = summarise(folder)
+        chosen = [folder / found.chosen.name / f"seed{seed}" for seed in found.seeds] if found.chosen else []
+        _attack_chosen(recipe, folder, chosen, workers)
+    if not place.lead:
+        return
     say(f"\n{recipe.title}")
     print_rich(rich_table(summarise(folder)))
     if importlib.util.find_spec("matplotlib"):
@@ -141,8 +186,10 @@ def _attack_chosen(recipe: Recipe, folder: Path, runs: Sequence[Path], workers: 
     if recipe.task == "adversarial":
         from limbeck.engine.attack_plan import attack_runs
         from limbeck.engine.progress import open_reporter
+        from limbeck.engine.ranks import here
 
-        attack_runs(folder, runs, recipe.adversary.attacks, workers=workers, reporter=open_reporter())
+        reporter = open_reporter() if here().lead else None
+        attack_runs(folder, runs, recipe.adversary.attacks, workers=workers, reporter=reporter)
 
 
 def _plot_sweep(folder: Path) -> None:

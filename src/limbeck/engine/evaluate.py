@@ -12,7 +12,7 @@ import torch
 
 from limbeck.adversary.robustness import robustbench
 from limbeck.config_files import load_recipe
-from limbeck.engine import run_folder
+from limbeck.engine import ranks, run_folder
 from limbeck.engine.fit import open_device
 from limbeck.engine.lock import locked
 from limbeck.engine.metrics import measure, predict
@@ -107,7 +107,7 @@ def evaluate(run: Path, *, which: Which | None = None) -> dict[str, Any]:
     for split, source in (("validation", opened.data.validation), ("test", opened.data.test)):
         if len(source):
             targets = _teacher_logits(run, split)
-            metrics[split] = measure(predict(opened.model, source), source.labels, targets)
+            metrics[split] = measure(predict(opened.model, source, ranks.here()), source.labels, targets)
             if opened.results["teachers"] and targets is None:
                 metrics[split]["agreement"] = None
     return metrics
@@ -129,7 +129,10 @@ def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
     data = Resources().data(recipe.data, open_device(recipe.train.device))
     model = load_file(recipe.model, weights, data)[0].to(data.device)
     parts = {"validation": data.validation, "test": data.test}
-    return {name: measure(predict(model, part), part.labels) if len(part) else None for name, part in parts.items()}
+    place = ranks.here()
+    return {
+        name: measure(predict(model, part, place), part.labels) if len(part) else None for name, part in parts.items()
+    }
 
 
 # --- under attack -----------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ def _attack(
         raise Interrupted(
             f"{folder}: stopped; what AutoAttack has finished is kept, so go on with the same command"
         ) from error
-    if request.robustbench:
+    if request.robustbench and ranks.here().lead:
         footnote = "It uses additional generated images in training." if recipe.data.generated else ""
         entry = robustbench(
             content, epsilons[0], dataset=opened.data.name, architecture=recipe.model.name, footnote=footnote

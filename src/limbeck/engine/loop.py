@@ -226,9 +226,7 @@ class Trainer:
 
     def _asked_to_stop(self) -> bool:
         """Whether a signal came to any rank; they agree on it at the steps that are logged, since it takes a wait."""
-        if self.ranks.world == 1:
-            return self.stop.signal_name is not None
-        return bool(self.ranks.sum(torch.tensor(float(self.stop.signal_name is not None), device=self.device)))
+        return self.ranks.any(self.stop.signal_name is not None, self.device)
 
     def _interrupted(self) -> Interrupted:
         why = self.stop.signal_name or "a signal to another rank"

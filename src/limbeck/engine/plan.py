@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from limbeck.engine import run_folder
+from limbeck.engine import ranks, run_folder
 from limbeck.engine.fit import plan_teachers, teacher_folder, teacher_title, train_run
 from limbeck.engine.progress import Reporter
 from limbeck.engine.signals import StopRequest
@@ -136,7 +136,8 @@ def run_plan(
         Interrupted: A signal came; what was training is saved.
         UserError: What the training of a run raises, or a process ended before its run did.
     """
-    todo = [job for job in jobs if not finished(job)]
+    place = ranks.here()
+    todo = place.first_tells(lambda: [job for job in jobs if not finished(job)])
     reporter.begin_plan(title, runs=len(jobs), done=len(jobs) - len(todo))
     if min(workers, len(todo)) > 1:
         from limbeck.engine.workers import Pool  # it imports this file
@@ -145,8 +146,8 @@ def run_plan(
         return
     resources = Resources(ViewStore())
     for job in todo:
-        if stop.signal_name:
-            raise Interrupted(f"stopped by {stop.signal_name} between two runs")
+        if place.any(stop.signal_name is not None):
+            raise Interrupted(f"stopped by {stop.signal_name or 'a signal to another rank'} between two runs")
         try:
             train(job, reporter, stop, resources)
         except Diverged as error:
@@ -182,17 +183,18 @@ def run_described(
         What `describe` returned of the finished plan.
     """
     diverged: dict[str, str] = {}
+    place = ranks.here()
 
     def give_up(job: Job, why: str) -> None:
         diverged[job.run.relative_to(folder).as_posix()] = why
-        describe(diverged)
+        place.first_tells(lambda: describe(diverged))
 
-    describe(diverged)  # now, so that an unfinished plan can be looked at
+    place.first_tells(lambda: describe(diverged))  # now, so that an unfinished plan can be looked at
     try:
         run_plan(title, jobs, workers=workers, reporter=reporter, stop=stop, give_up=give_up, train=train)
     except Interrupted as error:
         raise Interrupted(f"{error}; {way_on} in {folder}") from error
-    return describe(diverged)
+    return place.first_tells(lambda: describe(diverged))
 
 
 def leave_out(job: Job, error: Diverged, reporter: Reporter, give_up: GiveUp) -> None:

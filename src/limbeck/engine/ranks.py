@@ -50,6 +50,12 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def any(self, flag: bool, device: torch.device | None = None) -> bool:
+        """Whether a flag is set on one of the ranks (waits for the device)."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=device)))
+
     def wait(self) -> None:
         """Go on when all ranks are here."""
         if self.world > 1:

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_safetensors
 from limbeck.config import OWN_TEST, AugmentOptions
 from limbeck.config_files import load_recipe
 from limbeck.data import DataBundle, Source, build_data
-from limbeck.engine import run_folder
+from limbeck.engine import ranks, run_folder
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
 from limbeck.engine.views import RememberingTeacher, open_run_stream
@@ -128,7 +128,7 @@ class Resources:
         """Return a teacher's logits on the training images, which are in memory, as they are: `(N, C)`."""
         key = (teacher.fingerprint, data.fingerprint, data.device)
         if key not in self._recorded:
-            self._recorded[key] = predict(teacher.model, cast("Source", data.train)).to(data.device)
+            self._recorded[key] = predict(teacher.model, cast("Source", data.train), ranks.here()).to(data.device)
         return self._recorded[key]
 
 
@@ -253,6 +253,6 @@ def refuse_other_pixels(teacher: DataOptions, student: DataOptions, who: str) ->
 def _with_logits(model: nn.Module, fingerprint: str, data: DataBundle) -> Teacher:
     logits, metrics = {}, {}
     for split, part in (("test", data.test), ("validation", data.validation)):
-        logits[split] = predict(model, part) if len(part) else torch.empty(0, data.num_classes)
+        logits[split] = predict(model, part, ranks.here()) if len(part) else torch.empty(0, data.num_classes)
         metrics[split] = measure(logits[split], part.labels) if len(part) else None
     return Teacher(model, fingerprint, logits["test"], logits["validation"], metrics)
