@@ -105,7 +105,9 @@ def test_best_is_the_first_epoch_with_the_largest_validation_accuracy(tmp_path):
 
 
 def test_best_is_the_first_of_equals(tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "measure", lambda logits, labels, teacher: {"top1": 0.5, "samples": len(labels)})
+    monkeypatch.setattr(
+        validation, "measure", lambda logits, labels, teacher, groups: {"top1": 0.5, "samples": len(labels)}
+    )
     assert fit(recipe(train={"epochs": 3}), tmp_path)["best"]["epoch"] == 1
 
 

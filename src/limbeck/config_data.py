@@ -45,6 +45,7 @@ class AugmentOptions(Options):
         return self
 
 
+Count = Annotated[int, Field(ge=0)]
 OWN_TEST = ("cifar10", "cifar100")  # data sets that come with test images
 DEFAULT_TEST = 0.3
 
@@ -65,6 +66,11 @@ class DataOptions(Options):
     )
     labels_per_class: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Keep so many training images of the largest class; null keeps all."
+    )
+    groups: tuple[Count, Count] | None = Field(
+        None,
+        description="Accuracy by groups of classes: more training images than the first number are many, fewer than "
+        "the second few, the others medium; ImageNet-LT has [100, 20]. null has no groups.",
     )
     validation: Annotated[float, Field(ge=0, lt=0.9)] = Field(
         0.2, description="Fraction held out of the training part."
@@ -100,6 +106,12 @@ class DataOptions(Options):
     def _own_test_images(self) -> DataOptions:
         if self.test is not None and self.name in OWN_TEST:
             raise ValueError(f"`{self.name}` has test images of its own; `test` expected null, got {self.test}")
+        return self
+
+    @model_validator(mode="after")
+    def _many_above_few(self) -> DataOptions:
+        if self.groups and self.groups[0] < self.groups[1]:
+            raise ValueError(f"`groups` expected numbers that do not rise, as [100, 20], got {list(self.groups)}")
         return self
 
     @model_validator(mode="after")

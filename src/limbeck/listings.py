@@ -242,6 +242,10 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         if teacher[split]
     ]
     _print_metrics(measured)
+    if classes := results.get("group_classes"):
+        from limbeck.analysis.wording import groups_text
+
+        say(f"{groups_text(results['data']['groups'], classes)}.")
     say(f"Epochs: {results['epochs']}, in {results['train_seconds']:.1f} s. Run folder: {folder}")
 
 
@@ -268,10 +272,14 @@ def print_metrics(metrics: Mapping[str, Any], which: str) -> None:
     _print_metrics([(which, split, metrics[split]) for split in ("validation", "test") if metrics[split]])
 
 
-def _print_metrics(measured: Sequence[tuple[str, str, Mapping[str, float | None]]]) -> None:
+def _print_metrics(metrics: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:
+    measured = [(weights, split, {**values, **values.get("groups", {})}) for weights, split, values in metrics]
     columns = {
         "top1": ("top-1, %", 100, 2),
         "top5": ("top-5, %", 100, 2),
+        "many": ("many, %", 100, 2),
+        "medium": ("medium, %", 100, 2),
+        "few": ("few, %", 100, 2),
         "nll": ("NLL, nats", 1, 3),
         "ece": ("ECE, %", 100, 2),
         "robust": ("under attack, %", 100, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limbeck.analysis import tails
 from limbeck.analysis.wording import accuracy_text, difference_text, p_text
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def column_groups(comparison: Comparison) -> list[list[Column]]:
         ("tried", [str(len(row.settings)) for row in rows]),
     ]
     beside = [_beside(comparison)] if comparison.attacks is None else _robust(comparison, comparison.attacks)
-    return [first, *filter(None, beside)]
+    return [first, *filter(None, [tails.columns(comparison), *beside])]
 
 
 def columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

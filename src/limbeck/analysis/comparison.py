@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from limbeck.analysis.tails import Group
+
 WAY_OUT = "run `limbeck compare` again: it goes on where it stopped"
 SAME_NLL = 1e-4
 """NLLs that differ by less than this share are those of one network, but for rounding in its training."""
@@ -185,9 +187,24 @@ def _against(rows: tuple[Row, ...], baseline: str) -> tuple[Row, ...]:
     headlines = _judged(rows, reference, {row.name: row.headline for row in rows})
     clean = _judged(rows, reference, {row.name: row.top1 for row in rows})
     return tuple(
-        replace(row, judged=judged, robust=row.robust and replace(row.robust, clean=beside))
+        replace(
+            row,
+            judged=judged,
+            robust=row.robust and replace(row.robust, clean=beside),
+            groups=_groups_against(row, reference),
+        )
         for row, judged, beside in zip(rows, headlines, clean, strict=True)
     )
+
+
+def _groups_against(row: Row, baseline: Row) -> dict[str, Group]:
+    """Return the groups of a row with their differences to the baseline's."""
+    found = dict(row.groups)
+    for name in row.groups if row is not baseline else ():
+        if name in baseline.groups:
+            values = {each.name: each.groups[name].accuracy for each in (row, baseline)}
+            found[name] = replace(found[name], judged=Judged(_paired(row, baseline, values)))
+    return found
 
 
 def _judged(rows: Sequence[Row], baseline: Row, values: Mapping[str, Spread]) -> list[Judged]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from limbeck.analysis.run_files import Run
 from limbeck.analysis.statistics import Judged, PairedDifference, Spread, spread
+from limbeck.analysis.tails import Group, groups, head_and_tail
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.analysis.robust import RobustRow
-
-LONG_TAIL = 2.0
-"""From this ratio of the largest to the smallest class on, head and tail classes are shown apart."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,9 @@ class Row:
         robust: what attacks left; None but in comparisons of adversarial training.
         adversary: options of the training's adversary that this row has otherwise.
         judged: headline less the baseline's, in percentage points.
-        head: accuracy on the largest third of the classes, mean over classes; None unless the classes are long-tailed.
+        groups: accuracy on classes with many, medium and few training images; empty without `data.groups`.
+        head: accuracy on the largest third of the classes, mean over classes; None unless the classes are long-tailed
+            without groups.
         tail: the same on the smallest third.
     """
 
@@ -66,6 +64,7 @@ class Row:
     agreement: Spread | None
     head: Spread | None
     tail: Spread | None
+    groups: Mapping[str, Group] = field(default_factory=dict)
     adversary: Mapping[str, Any] = field(default_factory=dict)
     robust: RobustRow | None = None
     judged: Judged = field(default_factory=Judged)
@@ -142,7 +141,8 @@ def _measured(
     """Return the row of a chosen setting, measured on the split that its runs report."""
     by_seed = list(runs.values())
     split = by_seed[0].split
-    head, tail = _head_and_tail(by_seed)
+    by_group = groups(by_seed, split)
+    head, tail = (None, None) if by_group else head_and_tail(by_seed, class_counts(by_seed[0]))
     return Row(
         name=name,
         settings=planned.settings,
@@ -157,6 +157,7 @@ def _measured(
         agreement=optional(by_seed, split, "agreement", 100),
         head=head,
         tail=tail,
+        groups=by_group,
         adversary=planned.adversary,
     )
 
@@ -188,15 +189,3 @@ def class_counts(run: Run) -> tuple[int, ...]:
         return tuple(int(count) for count in run.results["class_counts"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.folder / 'results.json'}: expected `class_counts`; train the run again") from error
-
-
-def _head_and_tail(runs: Sequence[Run]) -> tuple[Spread | None, Spread | None]:
-    """Return the mean accuracy on the largest and the smallest third of the classes, in percent."""
-    counts = np.array(class_counts(runs[0]))
-    third = len(counts) // 3
-    if third == 0 or counts.max() < LONG_TAIL * max(counts.min(), 1):
-        return None, None
-    order = np.argsort(-counts, kind="stable")
-    accuracies = [run.scores.accuracy * 100 for run in runs]
-    head = spread([float(np.nanmean(accuracy[order[:third]])) for accuracy in accuracies])
-    return head, spread([float(np.nanmean(accuracy[order[-third:]])) for accuracy in accuracies])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any, Literal
 
+from limbeck.analysis import tails
 from limbeck.analysis.columns import WORDS, column_groups, columns, is_best
 from limbeck.analysis.robust_notes import sentences, weights
 from limbeck.analysis.wording import plural, value_text
@@ -89,8 +90,7 @@ def notes(comparison: Comparison) -> list[str]:
         )
     if comparison.attacks is None and any(row.best_top1 is not None for row in comparison.rows):
         found.append("best epoch: test top-1 of the epoch that was best on validation.")
-    if comparison.attacks is None and comparison.rows[0].head is not None:
-        found.append(_head_and_tail(comparison))
+    found += tails.sentences(comparison)
     if any(comparison.seconds.values()):
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in comparison.seconds.items() if seconds)
         found.append(f"Training time: {times}.")
@@ -210,11 +210,3 @@ def _test(comparison: Comparison) -> str:
         "identical": "NLL agrees on every seed too",
     }
     return "; ".join([text, *(f'"{word}": {meaning}' for word, meaning in meanings.items() if word in words)]) + "."
-
-
-def _head_and_tail(comparison: Comparison) -> str:
-    counts = comparison.class_counts
-    return (
-        f"head, tail: mean accuracy on the {len(counts) // 3} largest and smallest of {len(counts)} classes "
-        f"(training images per class from {max(counts)} to {min(counts)})."
-    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from limbeck.analysis.statistics import Judged, Spread
 
 
@@ -55,3 +57,14 @@ def value_text(value: Any) -> str:
 def plural(word: str, count: int) -> str:
     """Return the word with an s, but for a count of 1."""
     return word if count == 1 else word + "s"
+
+
+def groups_text(bounds: Sequence[int], classes: Mapping[str, int]) -> str:
+    """Say which classes are many, medium and few, and how many there are of each.
+
+    >>> groups_text([100, 20], {"many": 2, "few": 4})
+    'Classes by training images: many 2 (more than 100), few 4 (fewer than 20)'
+    """
+    many, few = bounds
+    said = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
+    return "Classes by training images: " + ", ".join(f"{name} {classes[name]} ({said[name]})" for name in classes)

@@ -12,6 +12,7 @@ import torch
 from limbeck.data import cifar, digits, mnist5k
 from limbeck.data.augment import augment
 from limbeck.data.generated import MixedSource, open_generated
+from limbeck.data.groups import class_groups
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
 from limbeck.data.mixing import mix
 from limbeck.data.sources import DataBundle, Pixels, Samples, Source, fingerprint, normalise
@@ -106,6 +107,7 @@ def build_data(options: DataOptions) -> DataBundle:
         class_counts=counts,
         fingerprint=digest,
         device=torch.device("cpu"),
+        groups=class_groups(counts, options.groups),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from limbeck.draws import permutation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -113,6 +113,7 @@ class DataBundle:
         class_counts: Training samples of each class, int64 `(C,)` on the CPU; empty where a user's loader hides them.
         fingerprint: SHA-256 of all images and labels in hexadecimal; a run resumes on equal data only.
         device: Where the tensors lie.
+        groups: Classes by how many training samples they have, see `class_groups`; empty without `data.groups`.
     """
 
     name: str
@@ -124,6 +125,7 @@ class DataBundle:
     class_counts: Tensor
     fingerprint: str
     device: torch.device
+    groups: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fingerprint(*sources: Source) -> str:

@@ -107,7 +107,8 @@ def evaluate(run: Path, *, which: Which | None = None) -> dict[str, Any]:
     for split, source in (("validation", opened.data.validation), ("test", opened.data.test)):
         if len(source):
             targets = _teacher_logits(run, split)
-            metrics[split] = measure(predict(opened.model, source, ranks.here()), source.labels, targets)
+            logits = predict(opened.model, source, ranks.here())
+            metrics[split] = measure(logits, source.labels, targets, opened.data.groups)
             if opened.results["teachers"] and targets is None:
                 metrics[split]["agreement"] = None
     return metrics
@@ -131,7 +132,8 @@ def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
     parts = {"validation": data.validation, "test": data.test}
     place = ranks.here()
     return {
-        name: measure(predict(model, part, place), part.labels) if len(part) else None for name, part in parts.items()
+        name: measure(predict(model, part, place), part.labels, groups=data.groups) if len(part) else None
+        for name, part in parts.items()
     }
 
 

@@ -12,6 +12,8 @@ from limbeck.engine.ranks import Ranks
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from limbeck.data import Samples
@@ -47,17 +49,24 @@ def predict(model: nn.Module, source: Samples, place: Ranks = ALONE) -> Tensor:
     return logits
 
 
-def measure(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> Metrics:
+def measure(
+    logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None = None,
+    groups: Mapping[str, Tensor] | None = None,
+) -> Metrics:
     """Return the metrics of logits.
 
     Args:
         logits: `(N, C)`, finite; N is at least 1.
         labels: `(N,)` integers.
         teacher_logits: `(N, C)`, for the agreement.
+        groups: Classes of each group, as `limbeck.data.class_groups` returns them.
 
     Returns:
         `top1`, `top5` (from ten classes on), `nll` in nats, `ece` (15 equal-width bins), `agreement` (the share of
-        samples in which the largest logit is the teacher's; only with a teacher) and `samples`.
+        samples in which the largest logit is the teacher's; only with a teacher), `samples`, and with groups
+        `groups`: for each the mean over its classes of their top-1, as `top1` is the mean over all samples.
 
     >>> logits = torch.tensor([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0], [0.0, 9.0]])
     >>> measure(logits, torch.tensor([0, 1, 0, 0]))["top1"]
@@ -75,11 +84,25 @@ def measure(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
     if teacher_logits is not None:
         metrics["agreement"] = _mean(predicted == teacher_logits.to(logits.device).argmax(dim=-1))
     metrics["samples"] = len(labels)
+    if groups:
+        metrics["groups"] = _accuracy_by_group(correct, labels, groups, logits.shape[-1])
     return metrics
 
 
 def _mean(flags: Tensor) -> float:
     return flags.double().mean().item()
+
+
+def _accuracy_by_group(correct: Tensor, labels: Tensor, groups: Mapping[str, Tensor], classes: int) -> dict[str, float]:
+    """Return each group's mean of its classes' accuracies; those without a sample do not count."""
+    samples = labels.bincount(minlength=classes).cpu()
+    right = labels[correct].bincount(minlength=classes).cpu()
+    seen = {name: members[samples[members] > 0] for name, members in groups.items()}
+    return {
+        name: (right[members].double() / samples[members]).mean().item()
+        for name, members in seen.items()
+        if len(members)
+    }
 
 
 def _calibration_error(confidence: Tensor, correct: Tensor) -> float:

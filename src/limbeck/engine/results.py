@@ -116,6 +116,7 @@ def _description(trainer: Trainer) -> dict[str, Any]:
         "num_classes": data.num_classes,
         "image_shape": list(data.image_shape),
         "class_counts": data.class_counts.tolist(),
+        "group_classes": {name: len(members) for name, members in data.groups.items()},
         "epochs": trainer.epochs,
         "steps": trainer.steps,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),

@@ -254,5 +254,5 @@ def _with_logits(model: nn.Module, fingerprint: str, data: DataBundle) -> Teache
     logits, metrics = {}, {}
     for split, part in (("test", data.test), ("validation", data.validation)):
         logits[split] = predict(model, part, ranks.here()) if len(part) else torch.empty(0, data.num_classes)
-        metrics[split] = measure(logits[split], part.labels) if len(part) else None
+        metrics[split] = measure(logits[split], part.labels, groups=data.groups) if len(part) else None
     return Teacher(model, fingerprint, logits["test"], logits["validation"], metrics)

@@ -91,7 +91,8 @@ class Validator:
         targets = None
         if self.teacher is not None:
             targets = self.teacher.validation_logits if split == "validation" else self.teacher.test_logits
-        metrics = measure(self.predict(split, model) if logits is None else logits, source.labels.cpu(), targets)
+        logits = self.predict(split, model) if logits is None else logits
+        metrics = measure(logits, source.labels.cpu(), targets, self.data.groups)
         if attacked and self.recipe.task == "adversarial":
             try:
                 metrics["robust"] = robust_accuracy(model, source, self.recipe.adversary, self.place)
