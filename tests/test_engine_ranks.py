@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from engine_runs import recipe
+from safetensors.torch import load_file
 
 from limbeck.config_files import dump
 from limbeck.engine import run_folder
@@ -33,7 +34,8 @@ LOSSES = {
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     run = tmp_path_factory.mktemp("teacher") / "run"
-    fit(recipe(data={"labels_per_class": None}, train={"epochs": 2}), run)
+    model = {"name": "convnet", "width": 8, "depth": 2}
+    fit(recipe(data={"labels_per_class": None}, model=model, train={"epochs": 2}), run)
     return run
 
 
@@ -232,3 +234,18 @@ def test_runs_at_once_and_ranks_of_a_run_are_one_or_the_other(tmp_path):
     ended = limbeck("compare", "distill/digits/few-labels", "--workers", "2", "--nproc", "2")
     assert ended.returncode == 2
     assert "expected one of --workers" in ended.stderr
+
+
+WITH_PROJECTOR = [*LOSSES["wkd"], {"name": "wkd_feature", "features": ["last"], "projector": "conv1x1"}]
+
+
+@pytest.mark.parametrize("batch_norm", [{"batch_norm": "synchronised"}, {"ghost_batch": 8}])
+def test_two_ranks_normalise_as_one(batch_norm, teacher, tmp_path):
+    train_options = {"epochs": 2, "batch_size": 32, "drop_last": "ghost_batch" in batch_norm, **batch_norm}
+    content = options(teacher, WITH_PROJECTOR, model={**STUDENT, "norm": "batch"}, train=train_options)
+    one, two = on_one_and_on_two_ranks(content, tmp_path)
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    weights = [load_file(run / run_folder.WEIGHTS["last"]) for run in (one, two)]
+    assert any("running_var" in name for name in weights[0])
+    for name, value in weights[0].items():
+        assert (value.double() - weights[1][name].double()).abs().max() <= 1e-4, name

@@ -167,6 +167,17 @@ class TrainOptions(Options):
     channels_last: bool = Field(False, description="Memory format of images and convolutions.")
     device: str = Field("cpu", description="Such as cpu or cuda.")
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads; null keeps torch's choice.")
+    batch_norm: Literal["local", "synchronised"] = Field(
+        "local", description="Whether a BatchNorm sees the images of its own rank, as published, or those of all ranks."
+    )
+    ghost_batch: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="BatchNorm normalises so many images at a time (1705.08741), on any number of ranks; null is all.",
+    )
+    gather: bool = Field(
+        False,
+        description="Losses that relate the samples of a batch see those of all ranks, at the cost of a copy on each.",
+    )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="Decay of an averaged copy of the weights; null keeps none."
     )
@@ -178,6 +189,12 @@ class TrainOptions(Options):
         "epoch",
         description="When class priors take in what they observed: each epoch, or every so many steps.",
     )
+
+    @model_validator(mode="after")
+    def _one_batch_norm(self) -> TrainOptions:
+        if self.ghost_batch is not None and self.batch_norm == "synchronised":
+            raise ValueError("expected one of `ghost_batch` and `batch_norm: synchronised`, got both")
+        return self
 
 
 class SaveOptions(Options):

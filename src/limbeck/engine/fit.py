@@ -18,6 +18,7 @@ from limbeck.engine import ranks, run_folder
 from limbeck.engine.checkpoint import load_checkpoint
 from limbeck.engine.lock import locked
 from limbeck.engine.loop import Trainer
+from limbeck.engine.normalised import normalised_sizes, set_batch_norm
 from limbeck.engine.objective import refuse_misfits
 from limbeck.engine.progress import Reporter
 from limbeck.engine.results import finish
@@ -201,7 +202,7 @@ def _build_guide(recipe: Recipe, data: DataBundle, device: torch.device) -> nn.M
 def _prepare(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
     if recipe.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
-    return model.to(device).train()
+    return set_batch_norm(model.to(device), recipe.train).train()
 
 
 def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> None:
@@ -214,9 +215,7 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
             f"got {train.batch_size}"
         )
     _refuse_small_parts(recipe, samples)
-    size = train.batch_size // train.accumulate
-    whole = train.drop_last or recipe.data.generated is not None  # all batches are
-    if size > 1 and (whole or samples % size != 1):
+    if 1 not in normalised_sizes(recipe, samples, ranks.here().world):
         return
     try:
         # A copy, so that the running statistics of the student stay new.

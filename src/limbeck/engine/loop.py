@@ -20,6 +20,7 @@ from limbeck.engine import checkpoint, ranks, run_folder
 from limbeck.engine.log import NotFinite, RunLog, RunningMeans, SilentLog, remedy
 from limbeck.engine.metrics import NotFiniteLogits, predict
 from limbeck.engine.micro_batches import micro_batches
+from limbeck.engine.normalised import set_batch_norm
 from limbeck.engine.objective import open_objective
 from limbeck.engine.optimizer import WeightAverage, build_optimizer
 from limbeck.engine.reduced import across_ranks, unreduced
@@ -78,6 +79,7 @@ class Trainer:
         self.epochs = recipe.train.epochs
         self.stream, self.steps_per_epoch = stream, stream.steps_per_epoch
         self.objective = open_objective(recipe, model, data, teachers, recorded=recorded, guide=guide)
+        set_batch_norm(self.objective.losses, recipe.train)  # of projectors
         self.call = across_ranks(self.objective, self.ranks)
         self.optimizer = build_optimizer(self.objective, recipe.optimizer)
         self.average = self._build_average()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from limbeck.errors import Interrupted, UserError
 
@@ -91,9 +92,19 @@ class Ranks:
         return [pieces[turn] for turn in range(longest) for pieces in gathered if turn < len(pieces)]
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give all ranks the first one's buffers: each rank's BatchNorm has seen other images."""
-        if self.world > 1:
-            for buffer in module.buffers():
+        """Give all ranks the mean of their BatchNorms' statistics, since each has seen other images.
+
+        Other buffers are the first rank's.
+        """
+        if self.world == 1:
+            return
+        norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+        averaged = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+        for value in averaged:
+            dist.all_reduce(value.div_(self.world))
+        known = {id(value) for value in averaged}
+        for buffer in module.buffers():
+            if id(buffer) not in known:
                 dist.broadcast(buffer, 0)
 
 

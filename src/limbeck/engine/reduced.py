@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
     from limbeck.engine.ranks import Ranks
     from limbeck.objectives import Supervised
+
+# A rank keeps its BatchNorms' statistics from forward to forward: `Ranks.share_buffers` averages them when it is time.
+_NEW = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters  # from torch 2.13 on
+OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW else "broadcast_buffers": False}
 
 
 def across_ranks(objective: Supervised, place: Ranks) -> nn.Module:
@@ -24,7 +29,7 @@ def across_ranks(objective: Supervised, place: Ranks) -> nn.Module:
         return objective
     # Without the student's logits in a term, its last layer gets no gradient.
     unused = all("logits" not in term.inputs for term in objective.terms.values())
-    return DistributedDataParallel(objective, find_unused_parameters=unused)
+    return DistributedDataParallel(objective, find_unused_parameters=unused, **OWN_BUFFERS)
 
 
 def unreduced(module: nn.Module) -> AbstractContextManager[None]:
