@@ -300,11 +300,15 @@ def plot(
     against: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Draw a second run beside it, and the differences to that one.")
     ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="ROW,ROW...", help="Draw these rows of a comparison alone; of two, their pace."),
+    ] = None,
 ) -> None:
     """Draw the pictures of a run or a sweep, or pictures and report of a comparison. Reads files only."""
     from limbeck.present import plot as plot_folder
 
-    plot_folder(folder, against)
+    plot_folder(folder, against, None if rows is None else [row.strip() for row in rows.split(",")])
 
 
 app.command()(interrelations)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from limbeck.analysis.convergence import Convergence
+
 # The catalogue, by what a loss looks at; in its order.
 FAMILIES: dict[str, dict[str, type[TermOptions]]] = {
     "The labels": {"cross_entropy": TERMS["cross_entropy"]},
@@ -299,6 +301,30 @@ def _print_metrics(metrics: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Non
         for weights, split, values in measured
     ]
     print_table(("weights", "split", *(title for title, *_ in shown.values())), rows, numbers=True)
+
+
+def print_paces(result: Convergence) -> None:
+    """Print how soon two rows of a comparison learn the images of each quarter by teacher score."""
+    from limbeck.analysis.convergence import paces
+    from limbeck.analysis.wording import difference_text, mean_and_std, p_text
+
+    first, second = result.rows
+    titles = ("teacher score", f"{first}, %", f"{second}, %", "difference, points", "p (Holm)", "verdict")
+    rows = [
+        (
+            each.quarter,
+            *map(mean_and_std, each.rows),
+            difference_text(each.judged),
+            p_text(each.judged),
+            each.judged.verdict,
+        )
+        for each in paces(result)
+    ]
+    print_table(titles, rows, numbers=True)
+    say(
+        "Validation accuracy, mean over all epochs, by quarter of the teacher's probability of the true class; "
+        f"{second} less {first}, paired by seed, 95 % t-interval, Holm over the quarters."
+    )
 
 
 def print_robustness(content: Mapping[str, Any]) -> None:

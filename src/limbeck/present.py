@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from limbeck.errors import UserError, install
-from limbeck.listings import loading, print_metrics, print_rich, print_robustness, say
+from limbeck.listings import loading, print_metrics, print_paces, print_rich, print_robustness, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -206,13 +206,21 @@ def _plot_sweep(folder: Path) -> None:
         say(f"Picture: {path}")
 
 
-def plot(folder: Path, against: Path | None = None) -> None:
+def plot(folder: Path, against: Path | None = None, rows: Sequence[str] | None = None) -> None:
     """Draw the pictures of a run, of two runs, of a sweep, or of a comparison with its report, and print their paths.
 
     Args:
         folder: Of a run, of a comparison or of a sweep.
         against: A second run, which the differences are taken to.
+        rows: Those of a comparison to draw alone; None draws all, with the report.
     """
+    if rows is not None:
+        if against is not None:
+            raise UserError("expected one of --rows and --against, got both")
+        if not (folder / "comparison.json").is_file():
+            raise UserError(f"--rows expected the folder of a comparison, got {folder}")
+        _plot_rows(folder, rows)
+        return
     from limbeck.analysis.pictures import draw_run
     from limbeck.analysis.report import write_report
 
@@ -236,3 +244,17 @@ def plot(folder: Path, against: Path | None = None) -> None:
 
 def _finished(folder: Path) -> set[Path]:
     return set(folder.rglob("results.json"))
+
+
+def _plot_rows(folder: Path, rows: Sequence[str]) -> None:
+    """Draw some rows of a comparison alone; of two, print how soon each learns what its teacher is sure of."""
+    from limbeck.analysis.comparison import summarise
+    from limbeck.analysis.convergence import compute
+    from limbeck.analysis.pictures import draw_rows, pick_rows
+
+    paths = draw_rows(folder, rows)
+    by_score = compute(pick_rows(summarise(folder), rows))
+    if len(by_score.rows) == 2 and all(values is not None for values in by_score.rows.values()):
+        print_paces(by_score)
+    for path in paths:
+        say(str(path))

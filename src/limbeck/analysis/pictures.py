@@ -71,6 +71,34 @@ def draw_comparison(folder: Path) -> list[Path]:
     return save(comparison_pictures(summarise(folder)), folder)
 
 
+def draw_rows(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Draw some rows of a comparison alone, over the seeds that all of them have finished, into a folder in it.
+
+    Errors as `draw_run`, and a UserError for a row that is not there.
+    """
+    comparison = summarise(folder)
+    rows = pick_rows(comparison, names)
+    baseline = comparison.baseline if comparison.baseline in rows else None
+    with styled():
+        pictures = [*_learning(rows), *_predictions(rows, baseline), *robust_pictures.of_attacks(rows, baseline)]
+    return save(pictures, folder / f"rows-{'-'.join(rows)}")
+
+
+def pick_rows(comparison: Comparison, names: Sequence[str]) -> dict[str, list[Run]]:
+    """Return the runs of the rows named, of the seeds that all of them have finished; UserError without."""
+    known = [row.name for row in comparison.rows]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"{comparison.folder}: expected rows of the comparison, got `{name}`; it has {', '.join(known)}"
+            )
+    runs = {name: comparison.row(name).runs for name in names}
+    seeds = [seed for seed in comparison.seeds if runs and all(seed in each for each in runs.values())]
+    if not seeds:
+        raise UserError(f"{comparison.folder}: no seed is finished in all of {', '.join(names) or 'no row'}")
+    return {name: [each[seed] for seed in seeds] for name, each in runs.items()}
+
+
 def comparison_pictures(comparison: Comparison) -> list[Picture]:
     """Return the pictures of a comparison, each row at its chosen setting; of many rows, of some of them."""
     rows = some_rows(comparison)
@@ -179,8 +207,10 @@ def _convergence(result: convergence.Convergence) -> Picture:
     title = "Which samples are learned sooner"
     caption = (
         "Validation accuracy over the epochs on four quarters of the images, by the probability that the teacher gives "
-        "to the true class. A loss that converges faster stands to the left, if anywhere in the lowest quarter."
+        "to the true class. A loss that converges faster stands to the left; the vertical axes differ."
     )
+    if result.banded:
+        caption += " Lines: mean over seeds; bands: one standard deviation to either side."
     return Picture("convergence", title, caption, png(figure))
 
 
