@@ -164,7 +164,12 @@ class TrainOptions(Options):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 uses autocast; losses and statistics stay in fp32."
     )
-    channels_last: bool = Field(False, description="Memory format of images and convolutions.")
+    channels_last: bool = Field(False, description="Memory format of images and convolutions, the teachers' too.")
+    compile: bool = Field(False, description="Run the student's training steps through torch.compile.")
+    teacher_precision: Literal["same", "fp32", "bf16"] = Field(
+        "same", description="Of the teachers alone: same as `precision`, or another; their logits come out in fp32."
+    )
+    teacher_compile: bool = Field(False, description="Run the teachers through torch.compile.")
     device: str = Field("cpu", description="Such as cpu or cuda.")
     threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads; null keeps torch's choice.")
     batch_norm: Literal["local", "synchronised"] = Field(
@@ -316,6 +321,7 @@ class Recipe(Options):
         if self.protocol == "paper":
             self._check_paper_protocol()
         self._refuse_standardising_twice()
+        self._refuse_idle_throughput()
         return self
 
     def _check_inputs(self, terms: Sequence[Term]) -> None:
@@ -377,6 +383,18 @@ class Recipe(Options):
         twice = [network.name for network in networks if network.name in STANDARDISING_MODELS]
         if twice and self.data.standardise and self.data.name != "custom":
             raise ValueError(f"`{twice[0]}` standardises pixels itself, so `data.standardise` expected false, got true")
+
+    def _refuse_idle_throughput(self) -> None:
+        """Raise ValueError for ways to run networks that the task does not have."""
+        train = self.train
+        if self.task == "adversarial" and train.compile:
+            raise ValueError(
+                "task `adversarial` attacks the student in modes that would each be compiled, so `train.compile` "
+                "expected false, got true"
+            )
+        if self.task != "distill" and (train.teacher_compile or train.teacher_precision != "same"):
+            option = "teacher_compile" if train.teacher_compile else "teacher_precision"
+            raise ValueError(f"`train.{option}` belongs to task `distill`, got task `{self.task}`")
 
     def _check_paper_protocol(self) -> None:
         if self.data.validation:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from limbeck.config import Recipe, TeacherOptions
+    from limbeck.config import Recipe, TeacherOptions, TrainOptions
     from limbeck.data import DataBundle
     from limbeck.engine.given import Given
     from limbeck.engine.teachers import TeacherSource
@@ -100,6 +100,7 @@ def train_run(
     if place.first_tells(lambda: run_folder.is_finished(run, recipe, resume=resume)):
         return run_folder.read_results(run)
     device = open_device(recipe.train.device)
+    _check_precision(recipe.train, device)
     with locked(run):
         path = run / run_folder.CHECKPOINT
         state = load_checkpoint(path) if path.is_file() else None
@@ -111,13 +112,14 @@ def train_run(
             place.first_tells(lambda: run_folder.prepare(run, recipe))
             if sources is None:
                 sources = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
-            teachers = [resources.teacher(source, data, recipe.data) for source in sources]
+            layout = recipe.train.channels_last
+            teachers = [resources.teacher(source, data, recipe.data, channels_last=layout) for source in sources]
             sees_layers = any("target_features" in term.inputs for term in recipe.losses)
             if sees_layers:
                 teachers = [replace(teacher, model=without_memory(teacher.model)) for teacher in teachers]
             # A mixed source has images beside those in memory.
             plain = not sees_layers and recipe.data.augment == AugmentOptions() and type(data.train) is Source
-            recorded = [resources.recorded(teacher, data) for teacher in teachers] if plain else []
+            recorded = [resources.recorded(teacher, data, recipe.train) for teacher in teachers] if plain else []
             stream = resources.stream(recipe, data)
             try:
                 trainer = Trainer(
@@ -156,6 +158,18 @@ def open_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"`train.device` expected a device that torch can use here, got {name!r}: {reason}") from error
     return device
+
+
+def _check_precision(train: TrainOptions, device: torch.device) -> None:
+    """Raise UserError if a device does not compute in a precision that is asked for."""
+    has_bf16 = torch.amp.is_autocast_available(device.type)
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    for option, precision in (("precision", train.precision), ("teacher_precision", train.teacher_precision)):
+        if precision == "bf16" and not has_bf16:
+            raise UserError(
+                f"`train.{option}` bf16 expected a device that computes in it, got {device}; set it to fp32"
+            )
 
 
 @contextmanager
@@ -244,7 +258,8 @@ def _check_teachers(recipe: Recipe, model: nn.Module, data: DataBundle, resource
     networks: list[nn.Module] = []
     for options in _teachers(recipe):
         if (source := _ready(options, recipe)) is not None:
-            networks.append(without_memory(resources.teacher(source, data, recipe.data).model))
+            found = resources.teacher(source, data, recipe.data, channels_last=recipe.train.channels_last)
+            networks.append(without_memory(found.model))
         else:
             teacher = _teacher_recipe(str(options.recipe), recipe)
             theirs = resources.data(teacher.data, data.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,11 @@ from limbeck.config import did_you_mean
 from limbeck.data import Batch, Source
 from limbeck.engine import ranks
 from limbeck.engine.interrelations import compute_interrelations
-from limbeck.engine.views import without_memory
+from limbeck.engine.views import RememberingTeacher, without_memory
 from limbeck.errors import UserError
 from limbeck.functional.interrelations import cost_from_interrelations, uniform_interrelations
 from limbeck.interrelation_files import KINDS, read_interrelations
+from limbeck.models.running import Compiled
 from limbeck.models.taps import FeatureError
 from limbeck.objectives import Facts, Supervised, build_objective
 
@@ -54,7 +55,16 @@ def open_objective(
         UserError: A loss does not fit the networks or the data.
     """
     facts = _facts(recipe, data, partial(_cost, data, teachers))
-    return _fitting(recipe, model, data, [teacher.model for teacher in teachers], facts, recorded, guide)
+    networks = [teacher.model for teacher in teachers]
+    if recipe.train.teacher_compile:
+        networks = [_compiled(network) for network in networks]
+    return _fitting(recipe, model, data, networks, facts, recorded, guide)
+
+
+def _compiled(teacher: nn.Module) -> nn.Module:
+    """Return a teacher that runs through `torch.compile`, where it has a memory behind that."""
+    network = Compiled(without_memory(teacher), "train.teacher_compile")
+    return teacher.through(network) if isinstance(teacher, RememberingTeacher) else network
 
 
 def refuse_misfits(recipe: Recipe, model: nn.Module, data: DataBundle, teachers: Sequence[nn.Module]) -> None:
@@ -101,15 +111,24 @@ def _fitting(
         UserError: A loss does not fit.
     """
     try:
-        objective = build_objective(recipe, model, teachers, facts, recorded, guide).to(data.device)
-        if any("features" in term.inputs for term in recipe.losses) and facts.example is not None:
-            with ExitStack() as undo:
-                undo.callback(objective.close)  # the networks may be a user's
-                _rehearse(objective, facts.example)
-                undo.pop_all()
+        with _nothing_compiled(recipe):
+            objective = build_objective(recipe, model, teachers, facts, recorded, guide).to(data.device)
+            if any("features" in term.inputs for term in recipe.losses) and facts.example is not None:
+                with ExitStack() as undo:
+                    undo.callback(objective.close)  # the networks may be a user's
+                    _rehearse(objective, facts.example)
+                    undo.pop_all()
     except (TypeError, ValueError, FeatureError) as error:
         raise UserError(f"`losses`: {error}") from error
     return objective
+
+
+def _nothing_compiled(recipe: Recipe) -> AbstractContextManager[None]:
+    """Run networks as they are while losses look for shapes: a batch of two is not worth its compilation."""
+    if not (recipe.train.compile or recipe.train.teacher_compile):
+        return nullcontext()
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from limbeck.engine.run_folder import read_results
 from limbeck.engine.views import RememberingTeacher, open_run_stream
 from limbeck.errors import UserError, reason
 from limbeck.models import build_model
+from limbeck.models.running import arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from limbeck.config import DataOptions, ModelOptions, Recipe
+    from limbeck.config import DataOptions, ModelOptions, Recipe, TrainOptions
     from limbeck.data import Stream
     from limbeck.engine.views import ViewStore
     from limbeck.models import Network
@@ -88,8 +89,8 @@ class Resources:
     def __init__(self, views: ViewStore | None = None) -> None:
         self._views = views
         self._data: dict[tuple[DataOptions, torch.device], DataBundle] = {}
-        self._teachers: dict[tuple[Hashable, str, torch.device], Teacher] = {}
-        self._recorded: dict[tuple[str, str, torch.device], Tensor] = {}
+        self._teachers: dict[tuple[Hashable, str, torch.device, bool], Teacher] = {}
+        self._recorded: dict[tuple[str, str, torch.device, bool, str], Tensor] = {}
 
     def data(self, options: DataOptions, device: torch.device) -> DataBundle:
         """Return a data set on a device."""
@@ -99,22 +100,27 @@ class Resources:
             self._data[key] = _to_device(build_data(options), device)
         return self._data[key]
 
-    def teacher(self, source: TeacherSource, data: DataBundle, options: DataOptions) -> Teacher:
+    def teacher(
+        self, source: TeacherSource, data: DataBundle, options: DataOptions, *, channels_last: bool = False
+    ) -> Teacher:
         """Return a teacher with its logits on `data`, on the data's device.
 
         Args:
             source: Folder of the teacher's run, file of its weights, or a module.
             data: Data of the student's run.
             options: Options of that data.
+            channels_last: Whether its weights lie in that memory format, for the training.
 
         Raises:
             UserError: There is no finished run or no such file, or it is no teacher for this data.
         """
-        key = (_identity(source), data.fingerprint, data.device)
+        key = (_identity(source), data.fingerprint, data.device, channels_last)
         if key not in self._teachers:
             model, fingerprint = _open(source, data, options)
             model = model.to(data.device).eval().requires_grad_(False)
             teacher = _with_logits(model, fingerprint, data)
+            if channels_last:
+                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
             if self._views and isinstance(data.train, Source):  # a user's loader may write new images to one tensor
                 teacher = replace(teacher, model=RememberingTeacher(model))
             self._teachers[key] = teacher
@@ -124,11 +130,13 @@ class Resources:
         """Return the training batches of a run."""
         return self._views.stream(recipe, data) if self._views else open_run_stream(recipe, data)
 
-    def recorded(self, teacher: Teacher, data: DataBundle) -> Tensor:
+    def recorded(self, teacher: Teacher, data: DataBundle, train: TrainOptions) -> Tensor:
         """Return a teacher's logits on the training images, which are in memory, as they are: `(N, C)`."""
-        key = (teacher.fingerprint, data.fingerprint, data.device)
+        precision = train.precision if train.teacher_precision == "same" else train.teacher_precision
+        key = (teacher.fingerprint, data.fingerprint, data.device, train.channels_last, precision)
         if key not in self._recorded:
-            self._recorded[key] = predict(teacher.model, cast("Source", data.train), ranks.here()).to(data.device)
+            with arithmetic(data.device.type, precision):
+                self._recorded[key] = predict(teacher.model, cast("Source", data.train), ranks.here()).to(data.device)
         return self._recorded[key]
 
 

@@ -78,6 +78,12 @@ class RememberingTeacher(nn.Module):
         logits: Tensor = self._said[images]
         return logits
 
+    def through(self, network: nn.Module) -> RememberingTeacher:
+        """Return a teacher of the same memory that asks another network, such as this one compiled."""
+        other = RememberingTeacher(network)
+        other._said = self._said
+        return other
+
 
 def without_memory(teacher: nn.Module) -> nn.Module:
     """Return the network itself, whose layers can be looked at, since those of remembered logits never run."""
@@ -104,7 +110,8 @@ class ViewStore:
         if not isinstance(data.train, Source):
             return open_run_stream(recipe, data)  # a user's loader keeps what it wants to keep
         train = recipe.train
-        arithmetic = (train.threads, train.precision, train.channels_last, train.accumulate)
+        teaching = (train.teacher_precision, train.teacher_compile)
+        arithmetic = (train.threads, train.precision, train.channels_last, train.accumulate, teaching)
         order = (recipe.seed, train.batch_size, train.drop_last)
         key = (data.fingerprint, data.device, recipe.data.augment, recipe.data.second_view, order, arithmetic)
         if self._stream is None or key != self._key:

@@ -30,31 +30,34 @@ def build_objective(
     """Return the objective of a recipe's task.
 
     Args:
-        recipe: Its `task`, `losses`, `adversary` and `train.epochs` are read.
+        recipe: Its `task`, `losses`, `adversary` and `train` are read.
         student: The network that trains.
         teachers: Networks to learn from; they are frozen here. For the task `distill`.
         facts: What losses are built from.
         recorded: See `Distillation`.
         guide: See `Adversarial`.
     """
+    train = recipe.train
     match recipe.task:
         case "supervised":
-            return Supervised(student, recipe.losses, epochs=recipe.train.epochs, facts=facts)
+            return Supervised(student, recipe.losses, epochs=train.epochs, facts=facts, compiled=train.compile)
         case "distill":
             return Distillation(
                 student,
                 teachers,
                 recipe.losses,
-                epochs=recipe.train.epochs,
+                epochs=train.epochs,
                 facts=facts,
                 recorded=recorded,
+                precision=train.teacher_precision,
+                compiled=train.compile,
             )
         case "adversarial":
             return Adversarial(
                 student,
                 recipe.losses,
                 recipe.adversary,
-                epochs=recipe.train.epochs,
+                epochs=train.epochs,
                 facts=facts,
                 guide=guide,
             )

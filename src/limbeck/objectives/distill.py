@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from limbeck.models.running import Precision, arithmetic
 from limbeck.objectives.build import build_loss
 from limbeck.objectives.coupled import shared_normalizer
 from limbeck.objectives.layers import Layers, View, check_pairs
@@ -37,6 +38,8 @@ class Distillation(Supervised):
         facts: What losses are built from.
         recorded: What each teacher says of the whole training split, `(samples, C)`. Where the views are the images
             themselves, this saves the teachers' forward passes; not for terms that look at a teacher's features.
+        precision: What the teachers compute in; "same" as the student. What they say is of float32 at least.
+        compiled: See `Supervised`.
 
     Raises:
         ValueError: A term's options do not fit the networks.
@@ -51,12 +54,14 @@ class Distillation(Supervised):
         epochs: int,
         facts: Facts,
         recorded: Sequence[Tensor] = (),
+        precision: Precision = "same",
+        compiled: bool = False,
     ) -> None:
-        super().__init__(student, terms, epochs=epochs, facts=facts)
+        super().__init__(student, terms, epochs=epochs, facts=facts, compiled=compiled)
         # A tuple is not registered, so train(), parameters(), to() and state_dict() pass the teachers by.
         self.teachers = tuple(teacher.eval().requires_grad_(False) for teacher in teachers)
         self.teacher_layers: tuple[Layers, ...] = ()
-        self.recorded = tuple(recorded)
+        self.recorded, self.precision = tuple(recorded), precision
         self.taught = {name: term for name, term in self.terms.items() if asks_teacher(term)}
         with ExitStack() as undo:
             undo.callback(self.close)  # the networks may be a user's
@@ -88,13 +93,13 @@ class Distillation(Supervised):
                 parts[name] = self._own_part(name, term, view, batch)
         return Outcome(self._total(parts), view.logits, parts, tuple(target.logits for target in targets))
 
-    @torch.no_grad()
     def _targets(self, batch: Batch) -> tuple[View, ...]:
         if not self.taught:
             return ()  # nobody asks the teachers
         if self.recorded:
             return tuple(View(logits[batch.indices], {}) for logits in self.recorded)
-        return tuple(layers(batch.images) for layers in self.teacher_layers)
+        with arithmetic(batch.images.device.type, self.precision):
+            return tuple(layers.without_graph(batch.images) for layers in self.teacher_layers)
 
     def _divergence(self, name: str, batch: Batch, view: View, targets: Sequence[View]) -> Tensor:
         values = [

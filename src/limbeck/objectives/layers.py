@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from limbeck.config import FeatureTerm
@@ -60,6 +61,20 @@ class Layers:
         of_path = dict(zip(self._taps.names, features, strict=True))
         return View(logits, {name: tuple(of_path[path] for path in paths) for name, paths in self.paths.items()})
 
+    def without_graph(self, images: Tensor) -> View:
+        """Let a frozen network look at images; what it says is of float32 at least, whatever it computed in.
+
+        Inference mode counts no writes, by which features that are overwritten are noticed, so it is for logits alone.
+        """
+        if self._taps is None:
+            with torch.inference_mode():
+                logits = self.model(images)
+            return View(_for_losses(logits), {})
+        with torch.no_grad():
+            view = self(images)
+            features = {name: tuple(map(_for_losses, each)) for name, each in view.features.items()}
+            return View(_for_losses(view.logits), features)
+
     def shapes(self, name: str, example: Tensor) -> list[tuple[int, ...]]:
         """Return the shapes of a term's features, of one sample."""
         return feature_shapes(self.model, self.paths[name], example)
@@ -74,6 +89,12 @@ class Layers:
         """Take the hooks away."""
         if self._taps is not None:
             self._taps.close()
+
+
+def _for_losses(said: Tensor) -> Tensor:
+    """Return a tensor that a backward pass can save, which none of inference mode is, of float32 at least."""
+    wide = said.to(torch.promote_types(said.dtype, torch.float32))
+    return wide.clone() if wide.is_inference() else wide
 
 
 def _found(name: str, term: FeatureTerm, model: nn.Module, *, teacher: bool) -> list[str]:

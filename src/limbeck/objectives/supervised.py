@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.config import CrossEntropyTerm
 from limbeck.losses import ClassPrior, DivergenceLoss
+from limbeck.models.running import Compiled
 from limbeck.objectives.build import build_loss
 from limbeck.objectives.layers import Layers
 from limbeck.objectives.terms import asks_teacher, cross_entropy, part_names, term_weight
@@ -63,12 +64,15 @@ class Supervised(nn.Module):
         terms: Terms of the loss; none that asks for a teacher.
         epochs: Length of the run, which the terms' decay refers to.
         facts: What losses are built from.
+        compiled: Run the student through `torch.compile` here; whoever calls the network itself runs it as it is.
 
     Raises:
         ValueError: A term's options do not fit the network.
     """
 
-    def __init__(self, student: nn.Module, terms: Sequence[Term], *, epochs: int, facts: Facts) -> None:
+    def __init__(
+        self, student: nn.Module, terms: Sequence[Term], *, epochs: int, facts: Facts, compiled: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
         self.terms = dict(zip(part_names(terms), terms, strict=True))
@@ -76,7 +80,8 @@ class Supervised(nn.Module):
         self.losses = nn.ModuleDict()  # of all terms but cross-entropies; some have a memory or parameters
         self.guide: nn.Module | None = None  # a second network that trains
         self.epochs = epochs
-        self.layers = Layers(student, self.terms, teacher=False)
+        called = Compiled(student, "train.compile") if compiled else student
+        self.layers = Layers(called, self.terms, teacher=False)
         with ExitStack() as undo:
             undo.callback(self.layers.close)  # the network may be a user's
             for name, term in self.terms.items():
