@@ -31,15 +31,24 @@ COMMAND_LINE = {
     "present",
 }
 TERMS = {path.stem for path in PACKAGE.glob("config_terms*.py")}
-SETTINGS = {"config", "config_adversary", "config_data", "config_losses", "config_models", "errors"} | TERMS
+SETTINGS = {
+    "config",
+    "config_adversary",
+    "config_compare",
+    "config_data",
+    "config_losses",
+    "config_models",
+    "errors",
+} | TERMS
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "draws": set(),
-    "config": {"config_adversary", "config_data", "config_losses", "config_models", "errors"} | TERMS,
+    "config": {"config_adversary", "config_compare", "config_data", "config_losses", "config_models", "errors"} | TERMS,
     "config_terms": set(),
     **{terms: {"config_terms"} for terms in TERMS - {"config_terms"}},
     "config_losses": TERMS,
+    "config_compare": {"config_losses", "config_terms"},
     "config_data": {"config_terms"},
     "config_models": {"config_terms"},
     "config_adversary": {"config_losses", "config_models", "config_terms", "errors"},
@@ -81,6 +90,7 @@ QUICK = (
         "errors",
         "config",
         "config_adversary",
+        "config_compare",
         "config_data",
         "config_models",
         "config_losses",
