@@ -1,7 +1,8 @@
 """What a run is made of: frozen models of every option. Imports no torch, so that help and errors answer at once.
 
 The terms of a loss are in `config_losses.py`, images in `config_data.py`, networks in `config_models.py`, adversaries
-in `config_adversary.py`, the rows of comparisons in `config_compare.py`; all are names of this module too. YAML and the command line are read in `config_files.py`.
+in `config_adversary.py`, the rows of comparisons in `config_compare.py`; all are names of this module too. YAML and the
+command line are read in `config_files.py`.
 """
 
 from __future__ import annotations
