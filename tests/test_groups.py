@@ -148,6 +148,7 @@ def comparison(tmp_path_factory):
         results = json.loads(path.read_text())
         top1 = results["last"]["test"]["top1"]
         results["last"]["test"]["groups"] = {"many": top1, "few": top1**2}
+        results["teachers"][0]["test"]["groups"] = {"many": 0.99, "few": 0.5 + 0.1 * (results["seed"] % 2)}
         results |= {"data": {"name": "digits", "groups": [40, 15]}, "group_classes": {"many": 4, "few": 2}}
         write_json(path, results)
     return summarise(folder)
@@ -169,6 +170,7 @@ def test_groups_stand_in_the_table_in_place_of_head_and_tail(comparison):
     assert f"| {few.accuracy.mean:.2f} ± {few.accuracy.std:.2f} | {few.judged.difference.mean:+.2f} [" in markdown(
         comparison
     )
+    assert "The teachers: many 99.00, few 54.00 %, means over the seeds." in notes(comparison)[-2]
     assert "many 4 (more than 40), few 2 (fewer than 15); training images per class from 100 to 10" in " ".join(
         notes(comparison)
     )

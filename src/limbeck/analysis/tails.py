@@ -89,4 +89,14 @@ def _groups_sentence(comparison: Comparison, spans: str) -> str:
     run = next(iter(comparison.rows[0].runs.values()))
     classes = groups_text(run.results["data"]["groups"], run.results["group_classes"])
     corrected = "" if comparison.baseline is None else "; their intervals are not corrected for the number of columns"
-    return f"{classes}; {spans}. Accuracies of groups are means over their classes{corrected}."
+    text = f"{classes}; {spans}. Accuracies of groups are means over their classes{corrected}."
+    teachers = _teachers(list(comparison.rows[0].runs.values()), comparison.split)
+    means = ", ".join(f"{name} {100 * np.mean(values):.2f}" for name, values in teachers.items())
+    return f"{text} The teachers: {means} %, means over the seeds." if means else text
+
+
+def _teachers(runs: Sequence[Run], split: str) -> dict[str, list[float]]:
+    """Return the accuracy of the first teacher of each run on each group, as its student's run measured it."""
+    measured = [(run.results["teachers"][0] or {}).get(split) or {} for run in runs if run.results.get("teachers")]
+    found = [metrics.get("groups", {}) for metrics in measured]
+    return {name: [float(each[name]) for each in found] for name in (found[0] if found and all(found) else {})}
