@@ -17,6 +17,7 @@ import torch
 from engine_runs import recipe
 from safetensors.torch import load_file
 
+from limbeck.config import TERMS
 from limbeck.config_files import dump
 from limbeck.engine import run_folder
 from limbeck.engine.fit import fit
@@ -81,9 +82,12 @@ def on_one_and_on_two_ranks(content, tmp_path):
     return tmp_path / "one", tmp_path / "two"
 
 
+def read_lines(run):
+    return [json.loads(line) for line in (run / run_folder.METRICS).read_text().splitlines()]
+
+
 def curve(run):
-    lines = map(json.loads, (run / run_folder.METRICS).read_text().splitlines())
-    return [line["loss"] for line in lines if line["kind"] == "step"]
+    return [line["loss"] for line in read_lines(run) if line["kind"] == "step"]
 
 
 def losses_of(run):
@@ -123,8 +127,7 @@ def test_averaged_weights_are_measured_as_the_first_rank_has_them(teacher, tmp_p
     train_options = {"epochs": 2, "batch_size": 32, "ema_decay": 0.9}
     content = options(teacher, LOSSES["wkd"], model={**STUDENT, "norm": "batch"}, train=train_options)
     _, two = on_one_and_on_two_ranks(content, tmp_path)
-    lines = map(json.loads, (two / run_folder.METRICS).read_text().splitlines())
-    last = [line for line in lines if line["kind"] == "epoch"][-1]
+    last = [line for line in read_lines(two) if line["kind"] == "epoch"][-1]
     assert last["ema_validation"]["nll"] == pytest.approx(run_folder.read_results(two)["ema"]["validation"]["nll"])
 
 
@@ -249,3 +252,27 @@ def test_two_ranks_normalise_as_one(batch_norm, teacher, tmp_path):
     assert any("running_var" in name for name in weights[0])
     for name, value in weights[0].items():
         assert (value.double() - weights[1][name].double()).abs().max() <= 1e-4, name
+
+
+RELATED = [
+    {"name": "dist"},
+    {"name": "mlkd"},
+    {"name": "rkd"},
+    {"name": "cc"},
+    {"name": "pkt"},
+    {"name": "sp"},
+    {"name": "emd", "features": ["last"]},
+    {"name": "uskd", "features": ["stage1"]},
+]
+
+
+def test_losses_that_relate_samples_see_the_whole_batch_when_asked(teacher, tmp_path):
+    terms = [{"name": "cross_entropy"}, *({**term, "weight": 0.1} for term in RELATED)]
+    train_options = {"epochs": 1, "batch_size": 33, "gather": True}  # parts of 16 and 17
+    one, two = on_one_and_on_two_ranks(options(teacher, terms, train=train_options), tmp_path)
+    lines = [[line["parts"] for line in read_lines(run) if line["kind"] == "step"] for run in (one, two)]
+    for ours, theirs in zip(*lines, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6)
+    assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    known = {name for name, term in TERMS.items() if term.relates_samples}
+    assert known == {term["name"] for term in RELATED}

@@ -70,6 +70,7 @@ class TermOptions(Options):
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
     memory: ClassVar[str] = ""  # what it remembers from batch to batch
     hard_labels: ClassVar[bool] = False  # whether a mixture of labels has no meaning for it
+    relates_samples: ClassVar[bool] = False  # whether a sample's value hangs on the others of its batch
     name: str
     weight: NonNegative = Field(1.0, description="Factor of the term.")
     warmup_epochs: NonNegative = Field(

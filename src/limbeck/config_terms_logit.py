@@ -59,6 +59,7 @@ class DISTTerm(LogitTerm):
     formula: ClassVar[str] = "T² (inter_weight (1 − r(rows)) + intra_weight (1 − r(columns))),  r: Pearson of p_s, p_t"
     paper: ClassVar[str] = "arXiv 2205.10536, NeurIPS 2022"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
+    relates_samples: ClassVar[bool] = True
     name: Literal["dist"] = "dist"
     inter_weight: NonNegative = Field(1.0, description="Factor of the distance over the classes of a sample.")
     intra_weight: NonNegative = Field(
@@ -112,6 +113,7 @@ class MLKDTerm(LogitTerm):
     paper: ClassVar[str] = "Jin et al., CVPR 2023"
     cost: ClassVar[str] = "temperatures · N·C·(N + min(N, C)); N², and C² if C < N"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "target_logits")
+    relates_samples: ClassVar[bool] = True
     name: Literal["mlkd"] = "mlkd"
     temperatures: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
         (4.0, 2.0, 3.0, 5.0, 6.0), description="Each divides both logits once; published 1 in place of 4 on ImageNet."

@@ -17,6 +17,7 @@ class RKDTerm(FeatureTerm):
     formula: ClassVar[str] = "distance_weight · 1/N² Σ ℓ(d_s, d_t) + angle_weight · 1/N³ Σ ℓ(cos∠_s, cos∠_t)"
     paper: ClassVar[str] = "arXiv 1904.05068, CVPR 2019"
     cost: ClassVar[str] = "N²·D + N³; 4 million cosines at a time"
+    relates_samples: ClassVar[bool] = True
     name: Literal["rkd"] = "rkd"
     features: tuple[str, ...] = feature_names("pooled")
     distance_weight: NonNegative = Field(25.0, description="Factor of the distances' difference.")
@@ -29,6 +30,7 @@ class CCTerm(FeatureTerm):
     formula: ClassVar[str] = "1/(N−1) Σ ⟨|e_s − e_t|_n, |e_s − e_t|_n+1⟩, or 1/N² ‖K_s − K_t‖²"
     paper: ClassVar[str] = "arXiv 1904.01802, ICCV 2019"
     cost: ClassVar[str] = "N·D·dim; two linear embeddings"
+    relates_samples: ClassVar[bool] = True
     name: Literal["cc"] = "cc"
     features: tuple[str, ...] = feature_names("pooled")
     form: Literal["neighbour", "kernel"] = Field(
@@ -48,6 +50,7 @@ class PKTTerm(FeatureTerm):
     formula: ClassVar[str] = "1/N² Σ P_t log(P_t / P_s),  P_ij ∝ 1 + cos(f_i, f_j)"
     paper: ClassVar[str] = "arXiv 1803.10837, ECCV 2018"
     cost: ClassVar[str] = "N²·D"
+    relates_samples: ClassVar[bool] = True
     name: Literal["pkt"] = "pkt"
     features: tuple[str, ...] = feature_names("pooled")
 
@@ -58,6 +61,7 @@ class SPTerm(FeatureTerm):
     formula: ClassVar[str] = "1/N² ‖G_s − G_t‖²,  G = F Fᵀ with rows of length 1"
     paper: ClassVar[str] = "arXiv 1907.09682, ICCV 2019"
     cost: ClassVar[str] = "N²·D·H·W"
+    relates_samples: ClassVar[bool] = True
     name: Literal["sp"] = "sp"
     features: tuple[str, ...] = feature_names("last")
 
@@ -87,6 +91,7 @@ class EMDTerm(FeatureTerm):
     formula: ClassVar[str] = "⟨sg(Π), C⟩,  C_ij between projected f_s,i and f_t,j"
     paper: ClassVar[str] = "arXiv 2012.03907, WACV 2022; solver: arXiv 1802.04307"
     cost: ClassVar[str] = "N²·(D + iterations); one linear projection"
+    relates_samples: ClassVar[bool] = True
     name: Literal["emd"] = "emd"
     features: tuple[str, ...] = feature_names("pooled")
     metric: Literal["cosine", "squared_euclidean"] = Field(

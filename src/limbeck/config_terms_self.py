@@ -50,6 +50,7 @@ class USKDTerm(FeatureTerm):
     cost: ClassVar[str] = "N·C·log C; linear layer D·C, trainable"
     inputs: ClassVar[tuple[Input, ...]] = ("logits", "labels", "features")
     hard_labels: ClassVar[bool] = True
+    relates_samples: ClassVar[bool] = True
     name: Literal["uskd"] = "uskd"
     features: tuple[str, ...] = feature_names("hint")
     target_weight: NonNegative = Field(1.0, description="The paper's alpha; published 1 on ImageNet, 0.1 on CIFAR-100.")

@@ -12,6 +12,7 @@ import torch
 from limbeck.config import did_you_mean
 from limbeck.data import Batch, Source
 from limbeck.engine import ranks
+from limbeck.engine.gathered import gather_parts
 from limbeck.engine.interrelations import compute_interrelations
 from limbeck.engine.views import RememberingTeacher, without_memory
 from limbeck.errors import UserError
@@ -93,6 +94,7 @@ def _facts(recipe: Recipe, data: DataBundle, costs: Costs) -> Facts:
         costs=costs,
         seed=recipe.seed,
         sum_over_ranks=place.sum if place.world > 1 else None,
+        gather=gather_parts if place.world > 1 and recipe.train.gather else None,
     )
 
 

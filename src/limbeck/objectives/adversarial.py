@@ -21,7 +21,7 @@ from limbeck.adversary.pgd import pgd
 from limbeck.config import CrossEntropyTerm
 from limbeck.objectives import terms as objective_terms
 from limbeck.objectives.build import build_loss
-from limbeck.objectives.coupled import shared_normalizer
+from limbeck.objectives.coupled import shared_normalizer, whole_batch
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 
 if TYPE_CHECKING:
@@ -212,14 +212,15 @@ class Adversarial(Supervised):
     def _divergence(self, name: str, logits: Tensor, target_logits: Tensor, batch: AttackedBatch) -> Tensor:
         loss = cast("DivergenceLoss", self.losses[name])
         if batch.views == 1 or self._all_views_alike:
-            return self._value(loss, logits, target_logits, batch.all_labels)
+            return self._value(name, loss, logits, target_logits, batch.all_labels)
         views = zip(logits.chunk(2), target_logits.chunk(2), strict=True)
-        first, second = (self._value(loss, view, target, batch.labels) for view, target in views)
+        first, second = (self._value(name, loss, view, target, batch.labels) for view, target in views)
         return first + self.options.second_view_weight * second
 
-    def _value(self, loss: DivergenceLoss, logits: Tensor, target_logits: Tensor, labels: Tensor) -> Tensor:
+    def _value(self, name: str, loss: DivergenceLoss, logits: Tensor, target_logits: Tensor, labels: Tensor) -> Tensor:
         shared = shared_normalizer(loss, target_logits, labels, self.facts)
-        return cast("Tensor", loss(logits, target_logits, labels, **shared))
+        inputs = whole_batch(self.terms[name], (logits, target_logits, labels), len(labels), self.facts)
+        return cast("Tensor", loss(*inputs, **shared))
 
     def after_step(self, batch: Batch, outcome: Outcome) -> None:
         """Let every loss observe what its adversarial logits were drawn to, on the first views."""

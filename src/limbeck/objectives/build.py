@@ -79,6 +79,8 @@ class Facts:
         costs: For transport between classes.
         seed: Of the losses' own weights and draws.
         sum_over_ranks: Sums a tensor in place over the ranks that share a batch; None if there is one.
+        gather: Given the number of this rank's samples, returns what puts the ranks' parts of a tensor together; None
+            where losses see their rank's samples only.
     """
 
     num_classes: int
@@ -87,6 +89,7 @@ class Facts:
     costs: Costs | None = None
     seed: int = 0
     sum_over_ranks: Callable[[Tensor], Tensor] | None = None
+    gather: Callable[[int], Callable[[Tensor], Tensor]] | None = None
 
 
 def build_loss(

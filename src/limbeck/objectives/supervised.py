@@ -12,6 +12,7 @@ from limbeck.config import CrossEntropyTerm
 from limbeck.losses import ClassPrior, DivergenceLoss
 from limbeck.models.running import Compiled
 from limbeck.objectives.build import build_loss
+from limbeck.objectives.coupled import whole_batch
 from limbeck.objectives.layers import Layers
 from limbeck.objectives.terms import asks_teacher, cross_entropy, part_names, term_weight
 
@@ -130,7 +131,8 @@ class Supervised(nn.Module):
             known["head"] = self.layers.head(self.facts.num_classes)
         if "target_head" in term.inputs and teacher is not None:
             known["target_head"] = teacher.head(self.facts.num_classes)
-        return [known[what] for what in term.inputs]
+        inputs = [known[what] for what in term.inputs]
+        return whole_batch(term, inputs, len(batch.labels), self.facts)
 
     def _total(self, parts: Mapping[str, Tensor]) -> Tensor:
         weighted = [self.weights[name] * value for name, value in parts.items()]
