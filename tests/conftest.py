@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +17,11 @@ def compiler_as_new(request: pytest.FixtureRequest) -> None:
         import torch
 
         torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def caches_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests keep for later goes to no folder of the user's; other processes inherit that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMBECK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

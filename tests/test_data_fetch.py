@@ -366,7 +366,8 @@ def test_an_archive_that_is_there_but_damaged_is_told(server, fetch, tmp_path):
     ("words", "expected"),
     [
         (["cifar10O"], "unknown data set `cifar10O`; did you mean `cifar10"),
-        (["imagenet"], "unknown data set `imagenet`; expected one of `cifar10`, `cifar100`"),
+        (["svhn"], "unknown data set `svhn`; expected one of `cifar10`, `cifar100`"),
+        (["imagenet"], "`imagenet` is not downloaded from here: get it from image-net.org, on request, so that"),
         (["digits"], "`digits` needs no download, it comes with scikit-learn: pip install"),
         (["cifar100", "--url", "file:///etc/passwd"], "--url expected http:// or https://, got file:///etc/passwd"),
     ],

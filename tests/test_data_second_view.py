@@ -10,7 +10,7 @@ from engine_runs import recipe
 
 from limbeck.config import AugmentOptions, Recipe
 from limbeck.data import Pixels, Source, build_data, normalise, open_stream
-from limbeck.data.streams import MemoryStream
+from limbeck.data.streams import ImageStream
 from limbeck.data.user import first_two, user_data
 from limbeck.engine.views import KeptStream, ViewStore, open_run_stream
 from limbeck.errors import UserError
@@ -22,7 +22,7 @@ STRONG = AugmentOptions(crop_padding=4, flip=True, auto_augment=True)
 def stream_of(n=64, second_view=WEAK, seed=3):
     images = torch.randint(256, (n, 3, 12, 12), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     source = Source(images, torch.arange(n) % 5, Pixels(255, (0.0,) * 3, (1.0,) * 3))
-    return MemoryStream(source, WEAK, 5, batch_size=20, drop_last=False, seed=seed, second_view=second_view)
+    return ImageStream(source, WEAK, 5, batch_size=20, drop_last=False, seed=seed, second_view=second_view)
 
 
 def test_the_second_view_changes_nothing_of_the_first():
@@ -46,7 +46,7 @@ def test_a_flip_of_one_view_says_nothing_of_the_other():
     images[..., 1] = 255
     source = Source(images, torch.zeros(4000, dtype=torch.int64), Pixels(255, (0.0,), (1.0,)))
     flip = AugmentOptions(flip=True)
-    batch = next(MemoryStream(source, flip, 1, 4000, False, seed=0, second_view=flip).batches(1))
+    batch = next(ImageStream(source, flip, 1, 4000, False, seed=0, second_view=flip).batches(1))
     both = torch.stack([batch.images[:, 0, 0, 0], batch.second[:, 0, 0, 0]])
     counts = (2 * both[0] + both[1]).long().bincount(minlength=4)
     assert (counts - 1000).abs().max() < 5 * (4000 * 3 / 16) ** 0.5

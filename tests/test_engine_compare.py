@@ -174,7 +174,7 @@ def test_an_unfinished_comparison_can_be_looked_at(comparison, tmp_path):
 def test_data_and_teacher_are_read_once(comparison, tmp_path, monkeypatch):
     built = []
     build, load = teachers.build_data, teachers.load_trained
-    monkeypatch.setattr(teachers, "build_data", lambda options: (built.append("data"), build(options))[1])
+    monkeypatch.setattr(teachers, "build_data", lambda *asked: (built.append("data"), build(*asked))[1])
     monkeypatch.setattr(teachers, "load_trained", lambda *arguments: (built.append("teacher"), load(*arguments))[1])
     compare(comparison, tmp_path / "c", seeds=2)
     assert sorted(built) == ["data", "data", "teacher"]  # the teacher's data are others than the students'

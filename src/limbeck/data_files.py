@@ -10,6 +10,7 @@ from typing import NamedTuple
 AUTHORS_PAGE = "https://www.cs.toronto.edu/~kriz/"
 VARIABLE = "LIMBECK_DATA"
 DEFAULT_FOLDER = "data"
+CACHE_VARIABLE = "LIMBECK_CACHE"
 PART = ".part"  # ends the name of a download that is not finished
 
 
@@ -86,6 +87,34 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
+class ByHand(NamedTuple):
+    """A data set that everyone gets for themselves.
+
+    Attributes:
+        source: Where from.
+        files: What the data folder then has: folders of training and test images, or the lists of both.
+    """
+
+    source: str
+    files: tuple[str, str]
+
+
+BY_HAND: dict[str, ByHand] = {
+    "imagenet": ByHand("image-net.org, on request", ("train", "val")),
+    "image_folder": ByHand("your own", ("train", "val")),
+    "imagenet_lt": ByHand(
+        "ImageNet, and lists of liuziwei7.github.io/projects/LongTail",
+        ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
+    ),
+    "places_lt": ByHand(
+        "places2.csail.mit.edu, and lists of the same page", ("Places_LT_train.txt", "Places_LT_test.txt")
+    ),
+    "inaturalist18": ByHand(
+        "github.com/visipedia/inat_comp, and lists", ("iNaturalist18_train.txt", "iNaturalist18_val.txt")
+    ),
+}
+
+
 class Found(NamedTuple):
     """Files of a data set.
 
@@ -105,6 +134,13 @@ def data_folder(option: str | Path | None) -> Path:
     'archives'
     """
     return Path(option or os.environ.get(VARIABLE) or DEFAULT_FOLDER).expanduser()
+
+
+def cache_folder() -> Path:
+    """Return where what can be made again is kept: $LIMBECK_CACHE, else `limbeck` in the user's cache folder."""
+    if own := os.environ.get(CACHE_VARIABLE):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "limbeck"
 
 
 def find(name: str, folder: Path) -> Found | None:

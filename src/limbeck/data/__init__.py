@@ -15,9 +15,12 @@ from limbeck.data.generated import MixedSource, open_generated
 from limbeck.data.groups import class_groups
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
 from limbeck.data.mixing import mix
+from limbeck.data.shifted import ShiftedTest
 from limbeck.data.sources import DataBundle, Pixels, Samples, Source, fingerprint, normalise
 from limbeck.data.splits import split
-from limbeck.data.streams import MemoryStream, Stream, open_stream
+from limbeck.data.stored import StoredSource
+from limbeck.data.stored_sets import open_stored
+from limbeck.data.streams import ImageStream, Stream, open_stream
 from limbeck.data_files import data_folder
 from limbeck.errors import UserError
 
@@ -33,10 +36,12 @@ __all__ = [
     "Batch",
     "DataBundle",
     "Dataset",
-    "MemoryStream",
+    "ImageStream",
     "Pixels",
     "Samples",
+    "ShiftedTest",
     "Source",
+    "StoredSource",
     "Stream",
     "augment",
     "build_data",
@@ -66,19 +71,20 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def build_data(options: DataOptions) -> DataBundle:
+def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: None) -> DataBundle:
     """Read a data set and split it.
 
     Args:
         options: Name, split, few labels and long tail; the augmentations are not read here.
+        told: Called with a line before what takes long.
 
     Returns:
         The three parts, on the CPU. Equal options give equal tensors. Without `standardise`, `Pixels` say mean 0 and
         deviation 1, so that `normalise` leaves images in [0, 1].
 
     Raises:
-        UserError: The package that ships the data or its archive is missing, the split is impossible, or the file of
-            generated images is missing or wrong.
+        UserError: The package that ships the data, its archive, folders or lists are missing, the split is impossible,
+            images are to be made smaller, or the file of generated images is missing or wrong.
 
     Example:
         >>> from limbeck.config import DataOptions
@@ -88,9 +94,9 @@ def build_data(options: DataOptions) -> DataBundle:
     """
     if options.name == "custom":
         raise UserError("the data of this run are a user's own loaders: call limbeck.fit with them again")
-    train, validation, test = _parts(options)
-    if not options.standardise:
-        train, validation, test = map(_unstandardised, (train, validation, test))
+    if options.stored:
+        return _stored(options, told)
+    train, validation, test = (_as_asked(part, options) for part in _parts(options))
     classes = int(torch.cat([train.labels, test.labels]).max()) + 1
     counts, digest = train.labels.bincount(minlength=classes), fingerprint(train, validation, test)
     if options.generated is not None:
@@ -103,7 +109,7 @@ def build_data(options: DataOptions) -> DataBundle:
         validation=validation,
         test=test,
         num_classes=classes,
-        image_shape=tuple(train.images.shape[1:]),
+        image_shape=train.image_shape,
         class_counts=counts,
         fingerprint=digest,
         device=torch.device("cpu"),
@@ -111,9 +117,38 @@ def build_data(options: DataOptions) -> DataBundle:
     )
 
 
-def _unstandardised(source: Source) -> Source:
-    channels = source.images.shape[1]
-    pixels = Pixels(source.pixels.maximum, mean=(0.0,) * channels, std=(1.0,) * channels)
+def _stored(options: DataOptions, told: Callable[[str], None]) -> DataBundle:
+    found = open_stored(options, told)
+    digest = hashlib.sha256(" ".join(part.fingerprint for part in found[:3]).encode()).hexdigest()
+    counts = found.train.labels.bincount(minlength=found.num_classes)
+    return DataBundle(
+        name=options.name,
+        train=found.train,
+        validation=found.validation,
+        test=found.test,
+        num_classes=found.num_classes,
+        image_shape=found.train.image_shape,
+        class_counts=counts,
+        fingerprint=digest,
+        device=torch.device("cpu"),
+        groups=class_groups(counts, options.groups),
+        shifted=found.shifted,
+    )
+
+
+def _as_asked(source: Source, options: DataOptions) -> Source:
+    """Return a source whose pixels are standardised or not, and enlarged or not, as the options say."""
+    _, channels, *sides = source.images.shape
+    pixels = source.pixels
+    if not options.standardise:
+        pixels = Pixels(pixels.maximum, mean=(0.0,) * channels, std=(1.0,) * channels)
+    if (side := options.image_size) is not None:
+        if side < max(sides):
+            raise UserError(
+                f"`data.image_size` expected at least {max(sides)}, the side of the images of `{options.name}`, which "
+                f"are enlarged and never made smaller, got {side}"
+            )
+        pixels = pixels._replace(side=side)
     return replace(source, pixels=pixels)
 
 

@@ -9,7 +9,7 @@ import torch
 from limbeck.data.auto_augment import auto_augment
 from limbeck.data.rand_augment import rand_augment
 from limbeck.data.resized_crop import resized_crop
-from limbeck.data.sources import Pixels, normalise
+from limbeck.data.sources import Pixels, enlarge, standardise
 from limbeck.draws import integers
 from limbeck.errors import UserError
 
@@ -27,7 +27,7 @@ def augment(
     Crop, flip, AutoAugment and RandAugment act on the integers in this order, as in published pipelines. What comes in
     at the border of a crop is black, in the other two mid-grey. Then images are normalised. The square of cutout is
     centred on any pixel, cut at the border, and set to 0 (DeVries & Taylor 2017, arXiv 1708.04552): the mean after
-    normalisation, black if the pixels are not standardised.
+    normalisation, black if the pixels are not standardised. Last, images are enlarged if `pixels` say so.
 
     Args:
         images: uint8 `(N, C, H, W)`.
@@ -38,7 +38,7 @@ def augment(
         indices: The samples' positions in the source, int64 `(N,)`.
 
     Returns:
-        float32 `(N, C, H, W)`. The input is never written to.
+        float32 `(N, C, H, W)`, H and W those of `pixels` if these name a side. The input is never written to.
 
     Raises:
         TypeError: `indices` is not int64 of one dimension.
@@ -72,8 +72,10 @@ def augment(
             indices=indices,
             **time,
         )
-    views = normalise(images, pixels)
-    return _cutout(views, options.cutout, indices=there, **time) if options.cutout else views
+    views = standardise(images, pixels)
+    if options.cutout:
+        views = _cutout(views, options.cutout, indices=there, **time)
+    return enlarge(views, pixels)
 
 
 def _check_levels(pixels: Pixels) -> None:

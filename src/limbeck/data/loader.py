@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+
+from limbeck.draws import permutation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -11,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from limbeck.data.sources import Source
+
+VIEW_STEP = 2**40  # between the keys of two views of one sample; there are fewer samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +99,105 @@ def epoch_batches(
         >>> [b.step for b in resumed]
         [2]
     """
-    steps = steps_per_epoch(len(source), batch_size, drop_last)
-    order = source.order(seed, epoch, batch_size=batch_size, steps=steps)
-    for step in range(start_step, steps):
-        whole = order[step * batch_size : (step + 1) * batch_size]
-        indices = whole[len(whole) * rank // world : len(whole) * (rank + 1) // world]
-        images, labels = source.take(indices)
-        yield Batch(images, labels, indices, step, whole=len(whole))
+    epochs = Epochs(len(source), batch_size=batch_size, seed=seed, drop_last=drop_last, rank=rank, world=world)
+    for portion in epochs.portions(source, epoch, start_step):
+        images, labels = source.take(portion.indices)
+        yield Batch(images, labels, portion.indices, portion.step, whole=portion.whole)
+
+
+class Ordered(Protocol):
+    """What has an order of its samples in each epoch."""
+
+    def order(self, seed: int, epoch: int, *, batch_size: int, steps: int) -> Tensor:
+        """Return the indices of an epoch's batches, one after another, int64."""
+
+
+class Portion(NamedTuple):
+    """What a rank reads for a step.
+
+    Attributes:
+        step: Step within the epoch, from 0.
+        indices: Positions in the source, int64 `(R,)`.
+        keys: What the draws of each one's view are keyed by, int64 `(R,)`: the index, but for further views of it.
+        whole: Samples of the step over all ranks.
+        own: Which of the R are the rank's samples, int64 `(B,)`; None where all are, in order.
+        partners: Which of the R each of its samples is mixed with, int64 `(B,)`; None where none is.
+    """
+
+    step: int
+    indices: Tensor
+    keys: Tensor
+    whole: int
+    own: Tensor | None = None
+    partners: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Epochs:
+    """Which samples each step of each epoch has, on each rank; by arithmetic.
+
+    Attributes:
+        samples: Of the source.
+        batch_size: Samples of a batch, over all ranks.
+        seed: Seed of the run.
+        drop_last: Leave out the last batch if it is incomplete.
+        repeats: Views that a batch has of each of its images; all batches are full if there are several.
+        mixing: Whether images are mixed with others of the whole batch; then a rank reads those as well.
+        rank: Whose part of each batch.
+        world: Number of ranks.
+    """
+
+    samples: int
+    batch_size: int
+    seed: int
+    drop_last: bool
+    repeats: int = 1
+    mixing: bool = False
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return steps_per_epoch(self.samples, self.batch_size, self.drop_last)
+
+    def order(self, source: Ordered, epoch: int) -> Tensor:
+        """Return the indices of an epoch's samples before they are repeated, one batch after another."""
+        order = source.order(self.seed, epoch, batch_size=self.batch_size, steps=self.steps)
+        if self.repeats == 1:
+            return order
+        return order[torch.arange(self.steps * self.batch_size // self.repeats) % len(order)]
+
+    def portions(self, source: Ordered, epoch: int, start_step: int = 0) -> Iterator[Portion]:
+        """Yield this rank's portions of an epoch from a step on."""
+        order = self.order(source, epoch)
+        for step in range(start_step, self.steps):
+            yield self.portion(order, epoch, step)
+
+    def portion(self, order: Tensor, epoch: int, step: int) -> Portion:
+        """Return this rank's portion of a step, given the order of the epoch."""
+        images = self.batch_size // self.repeats
+        distinct = order[step * images : (step + 1) * images]
+        # View after view, so that ranks get different views of an image (Hoffer et al. 2020, Touvron et al. 2021).
+        indices = distinct.repeat(self.repeats)
+        keys = torch.cat([distinct + view * VIEW_STEP for view in range(self.repeats)])
+        whole = len(indices)
+        first, last = whole * self.rank // self.world, whole * (self.rank + 1) // self.world
+        if not self.mixing:
+            return Portion(step, indices[first:last], keys[first:last], whole)
+        partners = mixing_partners(self.seed, epoch, step, whole)[first:last]
+        own = torch.arange(first, last)
+        read = torch.unique(torch.cat([own, partners]))
+        return Portion(
+            step,
+            indices[read],
+            keys[read],
+            whole,
+            own=torch.searchsorted(read, own),
+            partners=torch.searchsorted(read, partners),
+        )
+
+
+def mixing_partners(seed: int, epoch: int, step: int, count: int) -> Tensor:
+    """Return which sample of a batch each one is mixed with, int64 `(count,)`."""
+    return permutation(seed, epoch, count, f"mix partners {step}")

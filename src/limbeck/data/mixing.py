@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch.nn.functional as F
 
-from limbeck.draws import key, permutation
+from limbeck.data.loader import mixing_partners
+from limbeck.draws import key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,30 +43,62 @@ def mix(
     Raises:
         ValueError: Both alphas are 0.
     """
+    partners = mixing_partners(seed, epoch, step, len(images)).to(images.device)
+    drawn = draw_mixing(options, seed, epoch, step, tuple(images.shape[2:]))
+    return drawn.mix(images, labels, images[partners], labels[partners], num_classes)
+
+
+class Mixing(NamedTuple):
+    """How a batch is mixed.
+
+    Attributes:
+        share: Of each image itself.
+        box: Top, bottom, left and right of what comes from the other image; None averages the pixels.
+    """
+
+    share: float
+    box: tuple[int, int, int, int] | None
+
+    def mix(
+        self, images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, num_classes: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return mixed images and labels `(N, K)` of images and of those that they are mixed with."""
+        if self.box is None:
+            images = images.lerp(others, 1 - self.share)
+        else:
+            top, bottom, left, right = self.box
+            images = images.clone()
+            images[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+        targets, other_targets = (F.one_hot(each, num_classes).to(images.dtype) for each in (labels, other_labels))
+        return images, targets.lerp(other_targets, 1 - self.share)
+
+
+def draw_mixing(options: AugmentOptions, seed: int, epoch: int, step: int, size: tuple[int, ...]) -> Mixing:
+    """Draw how a step is mixed; the partners are drawn apart, see `mixing_partners`.
+
+    Args:
+        options: `mixup` and `cutmix`, the alphas; at least one is above 0.
+        seed: Seed of the run.
+        epoch: Epoch.
+        step: Step within the epoch.
+        size: Height and width of the images.
+
+    Raises:
+        ValueError: Both alphas are 0.
+    """
     if not (options.mixup or options.cutmix):
         raise ValueError("`options` expected `mixup` or `cutmix` above 0, got 0 and 0: leave `mix` out")
     # A generator of its own, made from the hash: the Beta draw is a rejection loop of unknown length.
     generator = random.Random(key(seed, epoch, f"mix {step}"))
-    partners = permutation(seed, epoch, len(images), f"mix partners {step}").to(images.device)
     cut = bool(options.cutmix) and (not options.mixup or generator.random() < 0.5)
     alpha = options.cutmix if cut else options.mixup
     share = generator.betavariate(alpha, alpha)
-    if cut:
-        images, share = _paste(images, images[partners], share, generator)
-    else:
-        images = images.lerp(images[partners], 1 - share)
-    targets = F.one_hot(labels, num_classes).to(images.dtype)
-    return images, targets.lerp(targets[partners], 1 - share)
-
-
-def _paste(images: Tensor, others: Tensor, share: float, generator: random.Random) -> tuple[Tensor, float]:
-    """Paste a rectangle of `others`; return the images and the share of the area that is still their own."""
-    height, width = images.shape[2:]
+    if not cut:
+        return Mixing(share, None)
+    height, width = size
     top, bottom = _stretch(height, share, generator)
     left, right = _stretch(width, share, generator)
-    images = images.clone()
-    images[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
-    return images, 1 - (bottom - top) * (right - left) / (height * width)
+    return Mixing(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
 
 def _stretch(length: int, share: float, generator: random.Random) -> tuple[int, int]:

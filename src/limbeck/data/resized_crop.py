@@ -67,24 +67,41 @@ def draw_boxes(
     Returns:
         Top, left, height and width, int64 `(N, 4)`.
     """
+    sizes = torch.tensor([height, width]).expand(len(indices), 2)
+    return draw_boxes_in(sizes, shares, seed=seed, epoch=epoch, indices=indices)
+
+
+def draw_boxes_in(room: Tensor, shares: tuple[float, float], *, seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """Draw the parts of `resized_crop` in images of sizes of their own.
+
+    Args:
+        room: Height and width of each image, int64 `(N, 2)`.
+        shares: Smallest and largest share of the area.
+        seed: Seed of the run.
+        epoch: Epoch.
+        indices: The samples' positions in the source, int64 `(N,)`.
+
+    Returns:
+        Top, left, height and width, int64 `(N, 4)`.
+    """
     share, shape = uniform(seed, epoch, indices, "resized_crop shape", (2, ATTEMPTS)).unbind(1)
-    areas = height * width * (shares[0] + (shares[1] - shares[0]) * share)
+    areas = room.prod(1, keepdim=True) * (shares[0] + (shares[1] - shares[0]) * share)
     shortest, longest = (math.log(ratio) for ratio in RATIOS)
     ratios = (shortest + (longest - shortest) * shape).exp()
     sizes = torch.stack([(areas / ratios).sqrt().round(), (areas * ratios).sqrt().round()], 2).long()
-    room = torch.tensor([height, width])
-    fits = ((sizes > 0) & (sizes <= room)).all(2)
+    fits = ((sizes > 0) & (sizes <= room.unsqueeze(1))).all(2)
     first = fits.byte().argmax(1)
     sizes = sizes[torch.arange(len(indices)), first]
     corners = (uniform(seed, epoch, indices, "resized_crop place", (2,)) * (room - sizes + 1)).long()
-    middle = _middle(height, width).expand(len(indices), 4)
-    return torch.where(fits.any(1, keepdim=True), torch.cat([corners, sizes], 1), middle)
+    return torch.where(fits.any(1, keepdim=True), torch.cat([corners, sizes], 1), _middle(room))
 
 
-def _middle(height: int, width: int) -> Tensor:
-    """Return the largest part of an allowed shape, in the middle: `(4,)`."""
-    size = torch.tensor([min(height, round(width / RATIOS[0])), min(width, round(height * RATIOS[1]))])
-    return torch.cat([(torch.tensor([height, width]) - size) // 2, size])
+def _middle(room: Tensor) -> Tensor:
+    """Return the largest part of an allowed shape, in the middle: `(N, 4)`."""
+    height, width = room.unbind(1)
+    tallest, widest = (width.double() / RATIOS[0]).round().long(), (height.double() * RATIOS[1]).round().long()
+    size = torch.stack([height.minimum(tallest), width.minimum(widest)], 1)
+    return torch.cat([(room - size) // 2, size], 1)
 
 
 def resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -43,7 +43,8 @@ def split(labels: Tensor, options: DataOptions) -> Split:
         UserError: A class would be left without a training image, or without so many as `labels_per_class`.
     """
     order = permutation(options.split_seed, 0, len(labels), "split")
-    members = [order[labels[order] == c] for c in range(int(labels.max()) + 1)]
+    shuffled = labels[order]
+    members = torch.split(order[shuffled.argsort(stable=True)], shuffled.bincount().tolist())  # each in that order
     test_counts = [round(options.test_share * len(m)) for m in members]
     held_counts = [round(options.validation * (len(m) - t)) for m, t in zip(members, test_counts, strict=True)]
     ends = [t + v for t, v in zip(test_counts, held_counts, strict=True)]

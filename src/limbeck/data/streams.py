@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from limbeck.data.augment import augment
-from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
-from limbeck.data.mixing import mix
+from limbeck.data.loader import Batch, Epochs
+from limbeck.data.mixing import draw_mixing
 from limbeck.data.sources import Source
+from limbeck.data.stored import StoredSource
 from limbeck.draws import key
 from limbeck.errors import UserError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from limbeck.config import AugmentOptions
+    from limbeck.data.loader import Portion
     from limbeck.data.sources import DataBundle
 
 
@@ -33,8 +35,8 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class MemoryStream:
-    """Batches of images in memory: order and views are functions of the sample, mixing is one of the step.
+class ImageStream:
+    """Batches of images in memory or in files: order and views are functions of the sample, mixing is one of the step.
 
     Attributes:
         source: Images and labels.
@@ -44,59 +46,73 @@ class MemoryStream:
         drop_last: Leave out the last batch of an epoch if it is incomplete.
         seed: Seed of the run.
         second_view: Augmentations of a second view of each batch; None makes none.
+        repeats: Views that a batch has of each of its images.
         rank: Whose part of each batch.
         world: Number of ranks.
     """
 
-    source: Source
+    source: Source | StoredSource
     options: AugmentOptions
     num_classes: int
     batch_size: int
     drop_last: bool
     seed: int
     second_view: AugmentOptions | None = None
+    repeats: int = 1
     rank: int = 0
     world: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch."""
-        return steps_per_epoch(len(self.source), self.batch_size, self.drop_last)
+        return self._epochs.steps
+
+    @property
+    def _mixing(self) -> bool:
+        return bool(self.options.mixup or self.options.cutmix)
+
+    @property
+    def _epochs(self) -> Epochs:
+        return Epochs(
+            len(self.source),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            drop_last=self.drop_last,
+            repeats=self.repeats,
+            mixing=self._mixing,
+            rank=self.rank,
+            world=self.world,
+        )
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield augmented, normalised, mixed batches of an epoch, from `start_step` on."""
-        place = {"seed": self.seed, "epoch": epoch}
-        mixing = bool(self.options.mixup or self.options.cutmix)
-        # Images are mixed with others of the whole batch, so each rank makes all of it and takes its part.
-        part = {"rank": 0, "world": 1} if mixing else {"rank": self.rank, "world": self.world}
-        for batch in epoch_batches(
-            self.source, batch_size=self.batch_size, drop_last=self.drop_last, start_step=start_step, **part, **place
-        ):
-            images = augment(batch.images, self.options, pixels=self.source.pixels, indices=batch.indices, **place)
-            second = self._second(batch, epoch)
-            labels = batch.labels
-            if mixing:
-                images, labels = mix(
-                    images, labels, options=self.options, num_classes=self.num_classes, step=batch.step, **place
+        # The draws of the second view are independent of the first view's.
+        asked = [(self.options, self.seed)]
+        asked += [] if self.second_view is None else [(self.second_view, key(self.seed, 0, "second view"))]
+        for portion, labels, read in self.source.read(self._epochs, epoch, start_step, asked):
+            views = [
+                augment(
+                    images,
+                    self.source.left(options),
+                    pixels=self.source.pixels,
+                    seed=seed,
+                    epoch=epoch,
+                    indices=portion.keys,
                 )
-            mixed = replace(batch, images=images, labels=labels, second=second)
-            yield self._part(mixed) if mixing else mixed
+                for images, (options, seed) in zip(read, asked, strict=True)
+            ]
+            yield self._batch(portion, epoch, labels, *views)
 
-    def _part(self, batch: Batch) -> Batch:
-        """Return this rank's part of a whole batch."""
-        samples = len(batch.labels)
-        own = slice(samples * self.rank // self.world, samples * (self.rank + 1) // self.world)
-        second = None if batch.second is None else batch.second[own]
-        return replace(
-            batch, images=batch.images[own], labels=batch.labels[own], indices=batch.indices[own], second=second
-        )
-
-    def _second(self, batch: Batch, epoch: int) -> Tensor | None:
-        """Return the second view of a batch as the source has it; its draws are independent of the first view's."""
-        if self.second_view is None:
-            return None
-        place = {"seed": key(self.seed, 0, "second view"), "epoch": epoch}
-        return augment(batch.images, self.second_view, pixels=self.source.pixels, indices=batch.indices, **place)
+    def _batch(
+        self, portion: Portion, epoch: int, labels: Tensor, images: Tensor, second: Tensor | None = None
+    ) -> Batch:
+        indices, step, whole = portion.indices, portion.step, portion.whole
+        if portion.own is None or portion.partners is None:
+            return Batch(images, labels, indices, step, second, whole)
+        drawn = draw_mixing(self.options, self.seed, epoch, step, tuple(images.shape[2:]))
+        own, partners = (places.to(images.device) for places in (portion.own, portion.partners))
+        images, labels = drawn.mix(images[own], labels[own], images[partners], labels[partners], self.num_classes)
+        return Batch(images, labels, indices[portion.own], step, whole=whole)
 
 
 def open_stream(
@@ -107,6 +123,7 @@ def open_stream(
     drop_last: bool,
     seed: int,
     second_view: AugmentOptions | None = None,
+    repeats: int = 1,
     rank: int = 0,
     world: int = 1,
 ) -> Stream:
@@ -114,23 +131,29 @@ def open_stream(
 
     Args:
         data: The data set.
-        options: Augmentations of images in memory.
+        options: Augmentations.
         batch_size: Samples of a batch.
         drop_last: Leave out the last batch of an epoch if it is incomplete.
         seed: Seed of the run.
-        second_view: Augmentations of a second view of images in memory; None makes none.
+        second_view: Augmentations of a second view of each batch; None makes none.
+        repeats: Views that a batch has of each of its images.
         rank: Whose part of each batch.
         world: Number of ranks.
 
     Raises:
-        UserError: A second view of a user's own loader is asked for, or several ranks are to read one.
+        UserError: A second view of a user's own loader is asked for, or several ranks are to read one; or the batch
+            size is no multiple of `repeats`.
     """
-    if isinstance(data.train, Source):
-        return MemoryStream(
-            data.train, options, data.num_classes, batch_size, drop_last, seed, second_view, rank, world
+    if isinstance(data.train, Source | StoredSource):
+        if batch_size % repeats:
+            raise UserError(
+                f"`train.batch_size` expected a multiple of `data.repeats`, {repeats}, got {batch_size}; change either"
+            )
+        return ImageStream(
+            data.train, options, data.num_classes, batch_size, drop_last, seed, second_view, repeats, rank, world
         )
     if world > 1:
-        raise UserError("several ranks share data that are in memory; your own loader trains in one process")
+        raise UserError("several ranks share data that a recipe names; your own loader trains in one process")
     if second_view is not None:
         raise UserError("your own loader has one view of each image: set `data.second_view` to null")
     return data.train.stream(seed, data.device)

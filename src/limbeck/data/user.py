@@ -264,21 +264,22 @@ class UserSamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield the inputs as the loader has them, whatever `size` is.
+    def batches(self, size: int, first: int = 0, every: int = 1) -> Iterator[Tensor]:
+        """Yield the inputs as the loader has them, whatever `size` is; the loader makes all batches.
 
         Raises:
             UserError: The labels are not those of the first pass: the loader shuffles in a way that `read` cannot see.
         """
         seen = 0
-        for batch in read(self.loader, _HELD_OUT):
+        for number, batch in enumerate(read(self.loader, _HELD_OUT)):
             inputs, labels = _unpacked(batch, self.unpack, self.who)
             if not torch.equal(labels.cpu().long(), self.labels[seen : seen + len(labels)]):
                 raise UserError(
                     f"the {self.who} loader expected the same order in each pass, got another; do not shuffle it"
                 )
             seen += len(labels)
-            yield inputs.to(self.device)
+            if number >= first and (number - first) % every == 0:
+                yield inputs.to(self.device)
         if seen != len(self):
             raise UserError(f"the {self.who} loader expected {len(self)} samples in each pass, got {seen}")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from limbeck.data import Source, normalise
+from limbeck.data import Source, StoredSource
 from limbeck.draws import uniform
 from limbeck.engine.given import device_of
 from limbeck.engine.metrics import EVALUATION_BATCH
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from limbeck.engine.progress import Reporter
     from limbeck.interrelation_files import InterrelationRequest
 
-Training: TypeAlias = "Source | UserTraining"
+Training: TypeAlias = "Source | StoredSource | UserTraining"
 MOST = 500  # samples of each class that are paired, unless one asks for more
 FEWEST = 10  # below, a default is none
 LIMIT = 10 * 2**30  # bytes of what is kept of the features
@@ -45,9 +45,9 @@ class Reading(NamedTuple):
     def batches(self, chosen: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield features `(B, D)`, labels and places in the source, on the CPU; of `chosen` images or of all."""
         device = device_of(self.model, "model")
-        if isinstance(self.source, Source):
+        if isinstance(self.source, Source | StoredSource):
             places = torch.arange(len(self.source)) if chosen is None else chosen
-            parts, steps = _in_memory(self.source, places), -(-len(places) // EVALUATION_BATCH)
+            parts, steps = _of_images(self.source, places), -(-len(places) // EVALUATION_BATCH)
         else:
             stream = self.source.stream(0, device)
             parts, steps = ((each.images, each.labels, each.indices) for each in stream.batches(1)), len(self.source)
@@ -59,10 +59,10 @@ class Reading(NamedTuple):
                 self.reporter.step(step, len(features))
 
 
-def _in_memory(source: Source, places: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for part in torch.split(places, EVALUATION_BATCH):
-        images, labels = source.take(part)
-        yield normalise(images, source.pixels), labels, part
+def _of_images(source: Source | StoredSource, places: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    parts = torch.split(places, EVALUATION_BATCH)
+    for part, images in zip(parts, source.seen(places, EVALUATION_BATCH), strict=True):
+        yield images, source.labels[part.to(source.labels.device)], part
 
 
 def _hard(labels: Tensor, num_classes: int) -> Tensor:
@@ -193,7 +193,7 @@ def pair(reading: Reading) -> Tensor:
     if request.per_class is not None and request.per_class < 2:
         raise UserError(f"`per_class` expected at least 2 samples of each class, got {request.per_class}")
     limit = request.per_class or MOST
-    if isinstance(reading.source, Source):
+    if isinstance(reading.source, Source | StoredSource):
         labels = _hard(reading.source.labels, reading.num_classes)
         limit = _samples_each(labels.bincount(minlength=reading.num_classes), request)
         draws = _draws(request.seed, torch.arange(len(labels)))

@@ -105,7 +105,7 @@ def train_run(
         path = run / run_folder.CHECKPOINT
         state = load_checkpoint(path) if path.is_file() else None
         with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
-            data = given.data if given else resources.data(recipe.data, device)
+            data = given.data if given else _data(recipe, device, resources, reporter)
             model = _prepare(given.model if given else _build_student(recipe, data), recipe, device)
             if sources is None:
                 _check_teachers(recipe, model, data, resources)
@@ -147,6 +147,18 @@ def train_run(
             results = finish(trainer)
     reporter.end_run(results)
     return results
+
+
+def _data(recipe: Recipe, device: torch.device, resources: Resources, reporter: Reporter) -> DataBundle:
+    """Return the data; where they are files, the first rank looks for them, and the others then read its index."""
+    place = ranks.here()
+
+    def look() -> None:
+        resources.data(recipe.data, device, reporter.note)
+
+    if place.world > 1 and recipe.data.stored:
+        place.first_tells(look)
+    return resources.data(recipe.data, device, reporter.note)
 
 
 def open_device(name: str) -> torch.device:
@@ -221,8 +233,7 @@ def _prepare(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Modul
 
 def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> None:
     """Raise UserError where arithmetic tells, before the training, of no batch or of one sample under BatchNorm."""
-    source = cast("Source", data.train)  # the data that recipes name are in memory
-    train, samples = recipe.train, len(source)
+    train, samples = recipe.train, len(data.train)
     if steps_per_epoch(samples, train.batch_size, train.drop_last) == 0:
         raise UserError(
             f"`train.batch_size` expected at most the {samples} training images, as `train.drop_last` is on, "
@@ -233,7 +244,7 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
         return
     try:
         # A copy, so that the running statistics of the student stay new.
-        copy.deepcopy(model).train()(next(source.batches(1)).cpu())
+        copy.deepcopy(model).train()(torch.zeros(1, *data.image_shape))
     except ValueError as error:
         raise UserError(
             f"`train.batch_size` {train.batch_size} (in {train.accumulate} micro-batches) leaves a batch of one of the "
@@ -244,7 +255,7 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> Non
 def _refuse_small_parts(recipe: Recipe, samples: int) -> None:
     """Raise UserError for batches of which some rank gets no image, since all of them take every step."""
     train, world = recipe.train, ranks.here().world
-    last = 0 if train.drop_last else samples % train.batch_size
+    last = 0 if train.drop_last or recipe.data.full_batches else samples % train.batch_size
     for size in (train.batch_size, last):
         if size and size // world < train.accumulate:
             raise UserError(

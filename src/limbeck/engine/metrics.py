@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +40,7 @@ def predict(model: nn.Module, source: Samples, place: Ranks = ALONE) -> Tensor:
     """
     training = model.training
     model.eval()
-    batches = islice(source.batches(EVALUATION_BATCH), place.rank, None, place.world)
+    batches = source.batches(EVALUATION_BATCH, place.rank, place.world)
     logits = torch.cat(place.in_turns([model(images).float().cpu() for images in batches]))
     model.train(training)
     if not logits.isfinite().all():

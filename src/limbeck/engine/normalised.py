@@ -40,7 +40,7 @@ def normalised_sizes(recipe: Recipe, samples: int, world: int) -> set[int]:
     """
     train = recipe.train
     sizes = {train.batch_size}
-    if not train.drop_last and recipe.data.generated is None:
+    if not (train.drop_last or recipe.data.full_batches):
         sizes.add(samples % train.batch_size)
     if world > 1:
         if train.batch_norm == "synchronised":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.config import did_you_mean
-from limbeck.data import Batch, Source
+from limbeck.data import Batch, Source, StoredSource
 from limbeck.engine import ranks
 from limbeck.engine.gathered import gather_parts
 from limbeck.engine.interrelations import compute_interrelations
@@ -90,7 +90,7 @@ def _facts(recipe: Recipe, data: DataBundle, costs: Costs) -> Facts:
     return Facts(
         num_classes=data.num_classes,
         example=torch.zeros(1, *data.image_shape, device=data.device),
-        train_labels=data.train.labels if isinstance(data.train, Source) else None,
+        train_labels=data.train.labels if isinstance(data.train, Source | StoredSource) else None,
         costs=costs,
         seed=recipe.seed,
         sum_over_ranks=place.sum if place.world > 1 else None,

@@ -44,7 +44,8 @@ BEFORE_CONFIG = frozenset({LOCK, f".{CONFIG}{TEMPORARY}"})  # what a run leaves 
 # the checkpoint answers for them: it keeps the number of threads and the fingerprints of the teachers' weights.
 FREE_KEYS: dict[str, frozenset[str]] = {
     "adversary": frozenset({"attacks"}),  # made on the finished weights
-    "data": frozenset({"folder", "generated"}),  # the checkpoint keeps the fingerprint of the data themselves
+    # The checkpoint keeps the fingerprint of the data themselves; the last two decide nothing that is learned.
+    "data": frozenset({"folder", "generated", "train_list", "test_list", "workers", "shifted_tests"}),
     "save": frozenset({"every_steps", "every_seconds", "every_epochs", "tensorboard"}),
     "train": frozenset({"device", "threads"}),
 }

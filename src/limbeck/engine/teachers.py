@@ -12,7 +12,7 @@ from safetensors.torch import load as load_safetensors
 
 from limbeck.config import OWN_TEST, AugmentOptions
 from limbeck.config_files import load_recipe
-from limbeck.data import DataBundle, Source, build_data
+from limbeck.data import DataBundle, Source, StoredSource, build_data
 from limbeck.engine import ranks, run_folder
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
@@ -22,7 +22,7 @@ from limbeck.models import build_model
 from limbeck.models.running import arithmetic
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -92,12 +92,14 @@ class Resources:
         self._teachers: dict[tuple[Hashable, str, torch.device, bool], Teacher] = {}
         self._recorded: dict[tuple[str, str, torch.device, bool, str], Tensor] = {}
 
-    def data(self, options: DataOptions, device: torch.device) -> DataBundle:
-        """Return a data set on a device."""
+    def data(
+        self, options: DataOptions, device: torch.device, told: Callable[[str], None] = lambda line: None
+    ) -> DataBundle:
+        """Return a data set on a device; `told` is called with a line before what takes long."""
         views = {"augment": AugmentOptions(), "second_view": None}  # of no concern to the images
         key = (options.model_copy(update=views), device)
         if key not in self._data:
-            self._data[key] = _to_device(build_data(options), device)
+            self._data[key] = _to_device(build_data(options, told), device)
         return self._data[key]
 
     def teacher(
@@ -141,8 +143,10 @@ class Resources:
 
 
 def _to_device(data: DataBundle, device: torch.device) -> DataBundle:
-    train, validation, test = (cast("Source", part).to(device) for part in (data.train, data.validation, data.test))
-    return replace(data, train=train, validation=validation, test=test, device=device)
+    parts = (data.train, data.validation, data.test)
+    train, validation, test = (cast("Source | StoredSource", part).to(device) for part in parts)
+    shifted = {name: test._replace(samples=test.samples.to(device)) for name, test in data.shifted.items()}
+    return replace(data, train=train, validation=validation, test=test, device=device, shifted=shifted)
 
 
 def _identity(source: TeacherSource) -> Hashable:

@@ -108,11 +108,11 @@ class ViewStore:
         Threads and precision count too: the teachers' logits hang on the batches.
         """
         if not isinstance(data.train, Source):
-            return open_run_stream(recipe, data)  # a user's loader keeps what it wants to keep
+            return open_run_stream(recipe, data)  # views of files are too large; a user's loader keeps what it wants
         train = recipe.train
         teaching = (train.teacher_precision, train.teacher_compile)
         arithmetic = (train.threads, train.precision, train.channels_last, train.accumulate, teaching)
-        order = (recipe.seed, train.batch_size, train.drop_last)
+        order = (recipe.seed, train.batch_size, train.drop_last, recipe.data.repeats)
         key = (data.fingerprint, data.device, recipe.data.augment, recipe.data.second_view, order, arithmetic)
         if self._stream is None or key != self._key:
             self._key, self._stream = key, KeptStream(open_run_stream(recipe, data), self._room)
@@ -129,6 +129,7 @@ def open_run_stream(recipe: Recipe, data: DataBundle) -> Stream:
         drop_last=train.drop_last,
         seed=recipe.seed,
         second_view=recipe.data.second_view,
+        repeats=recipe.data.repeats,
         rank=ranks.here().rank,
         world=ranks.here().world,
     )

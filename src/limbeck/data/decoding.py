@@ -1,0 +1,105 @@
+"""Work on images in other processes, in order: torch's DataLoader over pieces of steps.
+
+What a piece is made of is arithmetic, so nothing depends on how many processes there are or which of them makes it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from limbeck.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+T = TypeVar("T")
+
+PIECE = 64  # images that a process makes at a time
+MOST_WORKERS = 16
+# Seconds that a process lives on after SIGTERM, which batch systems send to all processes of a job: so long the run has
+# to finish its step and save.
+GRACE = 20
+
+
+class Pieces(Protocol):
+    """Makes a piece of a step, in any process."""
+
+    @property
+    def parts(self) -> int:
+        """Pieces of each step."""
+
+    def make(self, step: int, part: int) -> tuple[Tensor, ...]:
+        """Return images, uint8 `(N, H, W, C)`, once or in several views."""
+
+
+def in_order(pieces: Pieces, steps: Sequence[int], *, workers: int, device: torch.device) -> Iterator[list[Tensor]]:
+    """Yield the images of steps, on a device, uint8 `(N, C, H, W)`.
+
+    No random state of this process is read or written. The processes end with the iterator.
+
+    Args:
+        pieces: What makes them; it goes to other processes, so it holds nothing that lies on an accelerator.
+        steps: Which steps, in order.
+        workers: Processes; 0 makes all in this one.
+        device: Where the images are moved, without waiting for them.
+
+    Raises:
+        UserError: A piece cannot be made.
+    """
+    loader: DataLoader[tuple[Tensor, ...] | UserError] = DataLoader(
+        _Numbered(pieces),
+        batch_size=None,
+        sampler=[step * pieces.parts + part for step in steps for part in range(pieces.parts)],
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_begin,
+        generator=torch.Generator(),
+    )
+    made = iter(loader)
+    for _ in steps:
+        parts = []
+        for _ in range(pieces.parts):
+            piece = next(made)
+            if isinstance(piece, UserError):
+                raise piece
+            parts.append([images.to(device, non_blocking=True) for images in piece])
+        yield [torch.cat(views).permute(0, 3, 1, 2).contiguous() for views in zip(*parts, strict=True)]
+
+
+def share_of_cores() -> int:
+    """Return how many processes a rank may keep busy: its share of the CPU cores of this machine, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+class _Numbered(Dataset["tuple[Tensor, ...] | UserError"]):
+    """Pieces by number. An error of the user's is handed over, since a raised one loses its one line."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+
+    def __getitem__(self, number: int) -> tuple[Tensor, ...] | UserError:
+        try:
+            return self._pieces.make(*divmod(number, self._pieces.parts))
+        except UserError as error:
+            return error
+
+
+def _as_it_is(piece: T) -> T:
+    return piece
+
+
+def _begin(worker: int) -> None:
+    """Leave signals to the run: it saves, and ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: cast("None", signal.alarm(GRACE)))
