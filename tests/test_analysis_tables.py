@@ -1,6 +1,7 @@
 """Claims about the tables of a comparison."""
 
 import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -73,6 +74,13 @@ def test_incomplete_comparison_says_so_first(tmp_path):
     found = summarise(folder)
     assert notes(found)[0].startswith("INCOMPLETE: 1 run not finished (gkl/setting0/seed2)")
     assert "(n=2)" in plain(found)
+
+
+def test_a_teacher_that_is_still_to_come_does_not_hide_the_table(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [SEEDS], "gkl": [SEEDS]})
+    plan = json.loads((folder / "comparison.json").read_text())
+    (folder / "comparison.json").write_text(json.dumps(plan | {"teachers": ["teacher0", "split1/teacher0"]}))
+    assert "Test top-1 of the teacher: 97.50 %." in notes(summarise(folder))
 
 
 def test_unequal_numbers_of_settings_are_said(tmp_path):

@@ -235,9 +235,10 @@ def _shared(row: Row, values: Spread, other: Row, beside: Spread) -> tuple[list[
 
 
 def _teachers(folder: Path, names: Sequence[str], student: Run) -> tuple[float, ...]:
-    """Return the teachers' top-1 in percent: of their runs, or as a student that was given modules measured them."""
+    """Return the top-1 in percent of teachers that are finished, or of modules as a student measured them."""
     if names:
-        return tuple(measured([Run(folder / name)], student.split, "top1", 100)[0] for name in names)
+        runs = [run for name in names if (run := Run(folder / name)).finished]
+        return tuple(measured([run], student.split, "top1", 100)[0] for run in runs)
     given = [(teacher or {}).get(student.split) for teacher in student.results.get("teachers", ())]
     return tuple(100 * float(metrics["top1"]) for metrics in given if metrics)
 
