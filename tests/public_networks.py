@@ -30,9 +30,10 @@ RESNETS = {
     "resnet18": ((2, 2, 2, 2), (64, 64, 128, 256, 512), "basic"),
     "resnet34": ((3, 4, 6, 3), (64, 64, 128, 256, 512), "basic"),
     "resnet50": ((3, 4, 6, 3), (64, 256, 512, 1024, 2048), "bottleneck"),
+    "resnet101": ((3, 4, 23, 3), (64, 256, 512, 1024, 2048), "bottleneck"),
     "resnext101_32x4d": ((3, 4, 23, 3), (64, 256, 512, 1024, 2048), "32x4d"),
 }
-IMAGENET = ("resnet18", "resnet34", "resnet50", "resnext101_32x4d", "mobilenet_v1")
+IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d", "mobilenet_v1")
 MOBILENET_V2 = ((1, 16, 8, 1, 1), (6, 8, 12, 2, 1), (6, 12, 16, 3, 2), (6, 16, 32, 4, 2), (6, 32, 48, 3, 1))
 MOBILENET_V2 += ((6, 48, 80, 3, 2), (6, 80, 160, 1, 1))  # expansion, from, to, blocks, stride
 MOBILENET_V1 = ((32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2))

@@ -198,7 +198,7 @@ def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch):
 # --- the step ---------------------------------------------------------------------------------------------
 
 
-def linear(options, *, image_shape, num_classes, seed):
+def linear(options, *, image_shape, num_classes, seed, **others):
     """A network whose samples do not see each other: no BatchNorm."""
     torch.manual_seed(seed)
     return Network({"pooled": nn.Flatten()}, 64, num_classes)

@@ -39,18 +39,20 @@ SETTINGS = {
     "config_losses",
     "config_models",
     "errors",
+    "network_names",
 } | TERMS
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "draws": set(),
+    "network_names": set(),
     "config": {"config_adversary", "config_compare", "config_data", "config_losses", "config_models", "errors"} | TERMS,
     "config_terms": set(),
     **{terms: {"config_terms"} for terms in TERMS - {"config_terms"}},
     "config_losses": TERMS,
     "config_compare": {"config_losses", "config_terms"},
     "config_data": {"config_terms"},
-    "config_models": {"config_terms"},
+    "config_models": {"config_terms", "network_names"},
     "config_adversary": {"config_losses", "config_models", "config_terms", "errors"},
     "config_errors": SETTINGS,
     "config_files": {"config_errors"} | SETTINGS,
@@ -99,6 +101,7 @@ QUICK = (
         "config_grid",
         "data_files",
         "interrelation_files",
+        "network_names",
         "papers",
     }
     | TERMS
@@ -107,6 +110,7 @@ QUICK = (
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 # Imported where they are used.
 OPTIONAL = {"autoattack", "pyautoattack", "scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton", "PIL"}
+OPTIONAL |= {"timm", "torchvision", "transformers"}
 
 
 class Import(NamedTuple):

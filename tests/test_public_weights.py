@@ -23,6 +23,7 @@ from torch import nn
 
 from limbeck.errors import UserError
 from limbeck.models import MODELS
+from limbeck.models.names_to_public import public_name
 from limbeck.models.public_names import our_name
 from limbeck.models.resnet import Bottleneck, resnet_imagenet
 from limbeck.models.torch_files import LeftOut, Unreadable, read_torch_file
@@ -287,7 +288,7 @@ def test_our_own_files_load_and_the_digest_is_the_files(tmp_path):
     source = build("resnet8")
     load_weights(save(tmp_path / "public.pth", saved), source, "resnet8")
     save_file(source.state_dict(), path)
-    assert load_weights(path, model, "resnet8") == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_weights(path, model, "resnet8").fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
 
 
@@ -554,3 +555,14 @@ def test_weights_of_no_network_here_name_what_is_missing(state, tmp_path):
         "expected weights of `resnet8`, got 1 missing (features.stage1.0.bn1.weight); 1 unexpected (layer9.weight); "
         "no network here has such weights"
     )
+
+
+# --- the way back ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_name_of_ours_goes_back_to_the_public_one(name):
+    with torch.device("meta"):
+        public, ours = public_state(name), MODELS[name]((3, 32, 32), 100).state_dict()
+    assert {public_name(key, name) for key in ours} == set(public)
+    assert all(public_name(str(our_name(key, name)), name) == key for key in public)

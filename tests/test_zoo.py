@@ -11,6 +11,7 @@ from torch import nn
 from limbeck.config import ModelOptions
 from limbeck.errors import UserError
 from limbeck.models import MODELS, build_model
+from limbeck.models.layers import StochasticDepth
 from limbeck.models.wide_resnet import SameConvolution, wide_resnet_swish
 
 # Name -> number of classes and parameters, counted in the public code.
@@ -43,6 +44,7 @@ PARAMETERS = {
     "resnet18": (1000, 11_689_512),
     "resnet34": (1000, 21_797_672),
     "resnet50": (1000, 25_557_032),
+    "resnet101": (1000, 44_549_160),
     "resnext101_32x4d": (1000, 44_177_704),
     "mobilenet_v1": (1000, 4_231_976),
 }
@@ -87,7 +89,7 @@ STAGES = {
     "resnet50_cifar": four(64, BOTTLENECK, SMALL_SIDES),
     "preact_resnet18": {**four(64, BASIC, SMALL_SIDES), "neck": (512, 4)},
     **dict.fromkeys(("resnet18", "resnet34"), four(64, BASIC, LARGE_SIDES)),
-    **dict.fromkeys(("resnet50", "resnext101_32x4d"), four(64, BOTTLENECK, LARGE_SIDES)),
+    **dict.fromkeys(("resnet50", "resnet101", "resnext101_32x4d"), four(64, BOTTLENECK, LARGE_SIDES)),
     "mobilenet_v1": four(32, (128, 256, 512, 1024), (112, 56, 28, 14, 7)),
 }
 LIGHT = [name for name, (_, parameters) in PARAMETERS.items() if parameters < 2_500_000]
@@ -308,3 +310,31 @@ def test_same_padding_is_tensorflows(side):
     total = (math.ceil(side / 2) - 1) * 2 + 3 - side
     padded = nn.functional.pad(maps, (total // 2, total - total // 2) * 2)
     assert torch.equal(conv(maps), nn.functional.conv2d(padded, conv.weight, stride=2))
+
+
+# --- stochastic depth -----------------------------------------------------------------------------------------
+
+
+def deep(rate):
+    options = ModelOptions(name="resnet18", stochastic_depth=rate)
+    return build_model(options, image_shape=(3, 32, 32), num_classes=10, seed=0)
+
+
+def test_the_rate_rises_linearly_from_0_over_the_blocks():
+    rates = [layer.rate for layer in deep(0.7).modules() if isinstance(layer, StochasticDepth)]
+    assert rates == pytest.approx([0.1 * block for block in range(8)])
+
+
+def test_stochastic_depth_is_off_in_eval_mode_and_has_no_weights():
+    plain, dropping = deep(0.0), deep(0.5)
+    assert plain.state_dict().keys() == dropping.state_dict().keys()
+    assert torch.equal(plain.eval()(images(2, 3, 32, 32)), dropping.eval()(images(2, 3, 32, 32)))
+
+
+def test_a_branch_is_dropped_for_whole_samples_and_scaled_for_the_others():
+    torch.manual_seed(0)
+    branch = StochasticDepth(0.25).train()(torch.ones(4000, 2, 3, 3))
+    per_sample = branch.flatten(1)
+    assert bool((per_sample == per_sample[:, :1]).all())
+    assert sorted(set(per_sample[:, 0].tolist())) == pytest.approx([0.0, 4 / 3])
+    assert float(per_sample[:, 0].mean()) == pytest.approx(1, abs=0.03)  # 3.3 deviations

@@ -58,6 +58,8 @@ def _mistake(path: str, items: Sequence[Mapping[str, Any]]) -> str:
             return f"`{path}`: {context['error']}" if path else str(context["error"])
         case "missing":
             return f"`{path}` is missing"
+        case "unknown_network":
+            return f"`{path}` expected {item['msg']}, got {show(item['input'])}{context['hint']}"
         case "union_tag_invalid":
             return f"`{path}` expected a loss, got {show(context['tag'])}; {did_you_mean(context['tag'], TERMS)}"
         case "union_tag_not_found":

@@ -80,7 +80,7 @@ def build_interrelations(
 def _open(teacher: Path, recipe: Recipe, data: DataBundle) -> tuple[nn.Module, str]:
     """Return a teacher's network and the SHA-256 of its weights."""
     if not teacher.is_dir():
-        return load_file(recipe.model, teacher, data)
+        return load_file(recipe.model, str(teacher), data)
     reported = cast("str", read_results(teacher).get("reported", "last"))
     model, trained, fingerprint = load_trained(teacher, run_folder.WEIGHTS[reported], data)
     refuse_other_pixels(trained.data, recipe.data, str(teacher))

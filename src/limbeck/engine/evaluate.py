@@ -22,14 +22,13 @@ from limbeck.engine.teachers import Resources, load_file, load_trained
 from limbeck.errors import Interrupted, UserError, reason
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from limbeck.config import Recipe
     from limbeck.config_adversary import AttackRequest
     from limbeck.data import DataBundle
     from limbeck.engine.progress import Reporter
     from limbeck.engine.signals import StopRequest
-    from limbeck.models import Network
 
 Which: TypeAlias = Literal["last", "best", "ema"]
 
@@ -49,7 +48,7 @@ class OpenRun(NamedTuple):
     results: dict[str, Any]
     recipe: Recipe
     data: DataBundle
-    model: Network
+    model: nn.Module
 
     @property
     def reported(self) -> Which:
@@ -128,7 +127,7 @@ def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
         UserError: The file or the data are missing or damaged, or do not fit the network.
     """
     data = Resources().data(recipe.data, open_device(recipe.train.device))
-    model = load_file(recipe.model, weights, data)[0].to(data.device)
+    model = load_file(recipe.model, str(weights), data)[0].to(data.device)
     parts = {"validation": data.validation, "test": data.test}
     place = ranks.here()
     return {
@@ -179,7 +178,7 @@ def attack_file(recipe: Recipe, weights: Path, request: AttackRequest, *, report
         reporter: Whom to tell.
     """
     data = Resources().data(recipe.data, open_device(recipe.train.device))
-    model = load_file(recipe.model, weights, data)[0].to(data.device)
+    model = load_file(recipe.model, str(weights), data)[0].to(data.device)
     folder = attack_folder(weights)
     with locked(folder, "--weights"):
         return _attack(OpenRun("last", {}, recipe, data, model), request, folder, reporter)

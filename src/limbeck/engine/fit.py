@@ -29,21 +29,22 @@ from limbeck.engine.teachers import (
     refuse_other_pixels,
     refuse_other_shape,
     refuse_seen_test_images,
+    seen_pixels,
 )
 from limbeck.engine.views import without_memory
 from limbeck.errors import Interrupted, UserError
 from limbeck.models import build_model
+from limbeck.models.weights import start_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import nn
 
-    from limbeck.config import Recipe, TeacherOptions, TrainOptions
+    from limbeck.config import ModelOptions, Recipe, TeacherOptions, TrainOptions
     from limbeck.data import DataBundle
     from limbeck.engine.given import Given
     from limbeck.engine.teachers import TeacherSource
-    from limbeck.models import Network
 
 
 def fit(recipe: Recipe, run: Path, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -106,7 +107,8 @@ def train_run(
         state = load_checkpoint(path) if path.is_file() else None
         with _threads(recipe.train.threads, state["threads"] if state else None, path), _seeded(recipe.seed, device):
             data = given.data if given else _data(recipe, device, resources, reporter)
-            model = _prepare(given.model if given else _build_student(recipe, data), recipe, device)
+            student = given.model if given else _build_student(recipe, data, reporter=None if state else reporter)
+            model = _prepare(student, recipe, device)
             if sources is None:
                 _check_teachers(recipe, model, data, resources)
             place.first_tells(lambda: run_folder.prepare(run, recipe))
@@ -130,7 +132,7 @@ def train_run(
                     stream,
                     teachers,
                     recorded=recorded,
-                    guide=_build_guide(recipe, data, device),
+                    guide=_build_guide(recipe, data, device, reporter),
                     reporter=reporter,
                     stop=stop,
                 )
@@ -208,21 +210,35 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _build_student(recipe: Recipe, data: DataBundle) -> Network:
-    shape = cast("tuple[int, int, int]", data.image_shape)
-    model = build_model(recipe.model, image_shape=shape, num_classes=data.num_classes, seed=recipe.seed)
+def _build_student(recipe: Recipe, data: DataBundle, *, reporter: Reporter | None) -> nn.Module:
+    """Build the network of a recipe, with the weights that it starts from if there is somebody to tell of them."""
+    model = _build(recipe.model, data, seed=recipe.seed, reporter=reporter)
     _refuse_bad_batches(recipe, data, model)
     return model
 
 
-def _build_guide(recipe: Recipe, data: DataBundle, device: torch.device) -> nn.Module | None:
+def _build(options: ModelOptions, data: DataBundle, *, seed: int, reporter: Reporter | None) -> nn.Module:
+    model = build_model(
+        options,
+        image_shape=cast("tuple[int, int, int]", data.image_shape),
+        num_classes=data.num_classes,
+        seed=seed,
+        data=seen_pixels(data),
+        pretrained=reporter is not None,
+    )
+    if reporter is not None and (other := start_weights(model, options, any_head=True).other_classes) is not None:
+        came = f"for {other} classes" if other else "without a head"
+        reporter.note(f"{options.name}: a new head for {data.num_classes} classes; {options.weights} came {came}")
+    return model
+
+
+def _build_guide(recipe: Recipe, data: DataBundle, device: torch.device, reporter: Reporter) -> nn.Module | None:
     """Return the second network of adversarial training, if a term refers to it, from a seed of its own."""
     options = recipe.adversary.guide
     if recipe.task != "adversarial" or options is None or all(term.on != "guide" for term in recipe.losses):
         return None
-    shape = cast("tuple[int, int, int]", data.image_shape)
     seed = key(recipe.seed, 0, "guide") & 2**63 - 1
-    return _prepare(build_model(options, image_shape=shape, num_classes=data.num_classes, seed=seed), recipe, device)
+    return _prepare(_build(options, data, seed=seed, reporter=reporter), recipe, device)
 
 
 def _prepare(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
@@ -231,7 +247,7 @@ def _prepare(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Modul
     return set_batch_norm(model.to(device), recipe.train).train()
 
 
-def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: Network) -> None:
+def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: nn.Module) -> None:
     """Raise UserError where arithmetic tells, before the training, of no batch or of one sample under BatchNorm."""
     train, samples = recipe.train, len(data.train)
     if steps_per_epoch(samples, train.batch_size, train.drop_last) == 0:
@@ -277,7 +293,7 @@ def _check_teachers(recipe: Recipe, model: nn.Module, data: DataBundle, resource
             refuse_other_shape(theirs.num_classes, theirs.image_shape, data, f"teacher {options.recipe}")
             refuse_seen_test_images(teacher.data, recipe.data, f"teacher {options.recipe}")
             refuse_other_pixels(teacher.data, recipe.data, f"teacher {options.recipe}")
-            networks.append(_build_student(teacher, theirs))
+            networks.append(_build_student(teacher, theirs, reporter=None))
     to_train = any(_ready(options, recipe) is None for options in _teachers(recipe))
     if to_train and any("features" in term.inputs for term in recipe.losses):
         refuse_misfits(recipe, model, data, networks)
@@ -305,7 +321,7 @@ def _ready(options: TeacherOptions, student: Recipe) -> TeacherSource | None:
     if options.weights is None:
         return None
     model = options.model or _teacher_recipe(str(options.recipe), student).model
-    return WeightsFile(model, Path(options.weights))
+    return WeightsFile(model, options.weights)
 
 
 def plan_teachers(recipe: Recipe) -> list[tuple[TeacherSource, None] | tuple[None, Recipe]]:

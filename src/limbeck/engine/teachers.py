@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -13,24 +14,26 @@ from safetensors.torch import load as load_safetensors
 from limbeck.config import OWN_TEST, AugmentOptions
 from limbeck.config_files import load_recipe
 from limbeck.data import DataBundle, Source, StoredSource, build_data
+from limbeck.data.user import UserTraining
 from limbeck.engine import ranks, run_folder
+from limbeck.engine.given import fingerprint
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
 from limbeck.engine.views import RememberingTeacher, open_run_stream
 from limbeck.errors import UserError, reason
-from limbeck.models import build_model
+from limbeck.models import Standardisation, build_model
 from limbeck.models.running import arithmetic
+from limbeck.models.weights import start_weights
+from limbeck.network_names import PRETRAINED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
 
     from limbeck.config import DataOptions, ModelOptions, Recipe, TrainOptions
     from limbeck.data import Stream
     from limbeck.engine.views import ViewStore
-    from limbeck.models import Network
 
 
 class WeightsFile(NamedTuple):
@@ -38,11 +41,11 @@ class WeightsFile(NamedTuple):
 
     Attributes:
         model: Its network.
-        path: File of its weights.
+        weights: File of its weights, or `pretrained` for its library's own.
     """
 
     model: ModelOptions
-    path: Path
+    weights: str
 
 
 class GivenModule(NamedTuple):
@@ -151,8 +154,8 @@ def _to_device(data: DataBundle, device: torch.device) -> DataBundle:
 
 def _identity(source: TeacherSource) -> Hashable:
     match source:
-        case WeightsFile(model, path):
-            return model, path.resolve()
+        case WeightsFile(model, weights):
+            return model, weights if weights == PRETRAINED else Path(weights).resolve()
         case GivenModule(_, fingerprint):
             return fingerprint
         case _:
@@ -162,8 +165,8 @@ def _identity(source: TeacherSource) -> Hashable:
 def _open(source: TeacherSource, data: DataBundle, options: DataOptions) -> tuple[nn.Module, str]:
     """Return a teacher's network and the SHA-256 of its weights."""
     match source:
-        case WeightsFile(model, path):
-            return load_file(model, path, data)
+        case WeightsFile(model, weights):
+            return load_file(model, weights, data)
         case GivenModule(module, fingerprint):
             return module, fingerprint
         case _:
@@ -173,25 +176,37 @@ def _open(source: TeacherSource, data: DataBundle, options: DataOptions) -> tupl
             return network, fingerprint
 
 
-def load_file(options: ModelOptions, path: Path, data: DataBundle) -> tuple[Network, str]:
-    """Return a network with the weights of a file, ours or a public one, and the file's SHA-256.
+def load_file(options: ModelOptions, weights: str, data: DataBundle) -> tuple[nn.Module, str]:
+    """Return a network with weights that were trained elsewhere, and their SHA-256.
 
     Args:
         options: The network.
-        path: File of weights.
-        data: What the network will see.
+        weights: File of weights, ours or a public one, or `pretrained` for those of the network's library.
+        data: What the network will see; one of another library sees it standardised as it was trained.
 
     Raises:
         UserError: There is no such file, or its weights are not those of this network for this data.
     """
-    shape = cast("tuple[int, int, int]", data.image_shape)
-    from limbeck.models.weights import load_weights
+    options = options.model_copy(update={"weights": weights})
+    model = build_model(
+        options,
+        image_shape=cast("tuple[int, int, int]", data.image_shape),
+        num_classes=data.num_classes,
+        seed=0,
+        data=seen_pixels(data),
+        pretrained=True,
+    )
+    loaded = start_weights(model, options, any_head=False)
+    return model, loaded.fingerprint or fingerprint(model, options.name)
 
-    model = build_model(options, image_shape=shape, num_classes=data.num_classes, seed=0)
-    return model, load_weights(path, model, options.name)
+
+def seen_pixels(data: DataBundle) -> Standardisation | None:
+    """Return what a data set's pixels are standardised by; None where a user's own loaders do it."""
+    pixels = None if isinstance(data.train, UserTraining) else data.train.pixels
+    return None if pixels is None else Standardisation(pixels.mean, pixels.std)
 
 
-def load_trained(run: Path, weights: str, data: DataBundle) -> tuple[Network, Recipe, str]:
+def load_trained(run: Path, weights: str, data: DataBundle) -> tuple[nn.Module, Recipe, str]:
     """Return the network of a finished run, on the CPU, its recipe and the SHA-256 of its weights' file.
 
     Args:
@@ -211,7 +226,8 @@ def load_trained(run: Path, weights: str, data: DataBundle) -> tuple[Network, Re
     if recipe.model.name == "custom":
         raise UserError(f"{run}: the network of this run is a user's own module: call limbeck.fit with it again")
     shape = cast("tuple[int, int, int]", data.image_shape)
-    model = build_model(recipe.model, image_shape=shape, num_classes=data.num_classes, seed=0)
+    pixels = seen_pixels(data)
+    model = build_model(recipe.model, image_shape=shape, num_classes=data.num_classes, seed=0, data=pixels)
     try:
         content = path.read_bytes()
         model.load_state_dict(load_safetensors(content))

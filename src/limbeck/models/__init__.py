@@ -14,19 +14,21 @@ from limbeck.models.layers import use_group_norm
 from limbeck.models.mlp import mlp
 from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2
 from limbeck.models.network import Network
+from limbeck.models.prefixed import PrefixedNetwork, Standardisation
 from limbeck.models.resnet import BasicBlock, Bottleneck, resnet_cifar, resnet_imagenet
 from limbeck.models.shufflenet import shufflenet_v1, shufflenet_v2
 from limbeck.models.taps import FeatureTaps, feature_shapes
 from limbeck.models.vgg import vgg
 from limbeck.models.wide_resnet import preact_resnet, wide_resnet, wide_resnet_swish
+from limbeck.network_names import DEEP_MODELS, PRETRAINED, is_prefixed
 
 if TYPE_CHECKING:
     from limbeck.config import ModelOptions
 
-__all__ = ["MODELS", "FeatureTaps", "Network", "build_model", "feature_shapes"]
+__all__ = ["MODELS", "FeatureTaps", "Network", "PrefixedNetwork", "Standardisation", "build_model", "feature_shapes"]
 
 # Called with the image's shape (C, H, W), the number of classes, and by name `dropout`; mlp and convnet also with
-# `width` and `depth`.
+# `width` and `depth`, ImageNet's ResNets with `stochastic_depth`.
 Constructor = Callable[..., Network]
 
 # Channels of the stem and of each stage.
@@ -67,25 +69,38 @@ MODELS: dict[str, Constructor] = {
     "resnet18": partial(resnet_imagenet, blocks=(2, 2, 2, 2), channels=_BASIC, block=BasicBlock),
     "resnet34": partial(resnet_imagenet, blocks=(3, 4, 6, 3), channels=_BASIC, block=BasicBlock),
     "resnet50": partial(resnet_imagenet, blocks=(3, 4, 6, 3), channels=_BOTTLENECK, block=Bottleneck),
+    "resnet101": partial(resnet_imagenet, blocks=(3, 4, 23, 3), channels=_BOTTLENECK, block=Bottleneck),
     "resnext101_32x4d": partial(resnet_imagenet, blocks=(3, 4, 23, 3), channels=_BOTTLENECK, block=_RESNEXT_BLOCK),
     "mobilenet_v1": mobilenet_v1,
 }
 
 
-def build_model(options: ModelOptions, *, image_shape: tuple[int, int, int], num_classes: int, seed: int) -> Network:
+def build_model(
+    options: ModelOptions,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    seed: int,
+    data: Standardisation | None = None,
+    pretrained: bool = False,
+) -> Network | PrefixedNetwork:
     """Build a network on the CPU; its weights are a function of the arguments.
 
     Args:
-        options: Name and sizes.
+        options: Name and sizes. A file in `weights` is not read here: see `start_weights`.
         image_shape: `(C, H, W)`.
         num_classes: Number of classes.
         seed: Seed of the weights.
+        data: What the images' pixels are standardised by. A network of another library that has `weights` from
+            elsewhere sees them standardised as it was trained.
+        pretrained: Get such a network's weights from its library, where `weights` say so.
 
     Returns:
         The network, in training mode. torch's random state is as before.
 
     Raises:
-        UserError: The network is a user's own, which no name can build, or cannot look at such images.
+        UserError: The network is a user's own, which no name can build, or its library does not know or have it, or
+            it cannot look at such images.
 
     Example:
         >>> from limbeck.config import ModelOptions
@@ -95,14 +110,26 @@ def build_model(options: ModelOptions, *, image_shape: tuple[int, int, int], num
     """
     if options.name == "custom":
         raise UserError("the network of this run is the user's own module: call limbeck.fit again")
-    sizes = {key: size for key, size in (("width", options.width), ("depth", options.depth)) if size is not None}
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the accelerators too.
         torch.default_generator.manual_seed(seed)
-        try:
-            network = MODELS[options.name](image_shape, num_classes, dropout=options.dropout, **sizes)
-        except ValueError as error:
-            raise UserError(f"`model.name` {options.name}: {error}") from error
+        if not is_prefixed(options.name):
+            return _build_own(options, image_shape, num_classes)
+        from limbeck.models.libraries import open_network
+
+        pretrained = pretrained and options.weights == PRETRAINED
+        return open_network(options, image_shape=image_shape, num_classes=num_classes, data=data, pretrained=pretrained)
+
+
+def _build_own(options: ModelOptions, image_shape: tuple[int, int, int], num_classes: int) -> Network:
+    sizes = {key: size for key, size in (("width", options.width), ("depth", options.depth)) if size is not None}
+    rates = {"dropout": options.dropout}
+    if options.name in DEEP_MODELS:
+        rates["stochastic_depth"] = options.stochastic_depth
+    try:
+        network = MODELS[options.name](image_shape, num_classes, **rates, **sizes)
+    except ValueError as error:
+        raise UserError(f"`model.name` {options.name}: {error}") from error
     if options.norm == "group":
         use_group_norm(network)
     return network

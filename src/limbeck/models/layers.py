@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from limbeck.models.network import Network
@@ -33,6 +34,29 @@ def conv_bn_relu(incoming: int, outgoing: int, size: int, *, stride: int = 1, gr
 def global_pool() -> nn.Sequential:
     """Build the average over all positions, `(N, D, H, W)` to `(N, D)`, whatever the image's side."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class StochasticDepth(nn.Module):
+    """Drop a branch for some samples of a batch in training, and scale it for the others by 1 / (1 - rate).
+
+    Args:
+        rate: Probability that a sample goes without the branch, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Return `(N, ...)`, in eval mode as it is. Drawn from torch's generator, as dropout is."""
+        if not self.training or self.rate == 0:
+            return branch
+        kept = torch.empty(len(branch), *[1] * (branch.dim() - 1), dtype=branch.dtype, device=branch.device)
+        return branch * kept.bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+    def extra_repr(self) -> str:
+        """Return the options for `repr`."""
+        return f"rate={self.rate:.3f}"
 
 
 def kaiming_init(network: nn.Module) -> None:

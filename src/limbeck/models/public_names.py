@@ -12,6 +12,8 @@ Rules = tuple[tuple[str, str], ...]
 
 # Wrappers of a whole network: DataParallel's prefix, then the second of (normalisation, network) has none of its own.
 WRAPPERS = re.compile(r"^(module\.)+(0\.)?")
+INNER = "network."  # before the names of a network of timm, torchvision or transformers
+STANDARDISATION = ("mean", "std")  # beside them
 # A copy of the first stage that TRADES' network holds and never uses.
 UNUSED = re.compile(r"^sub_block1\.")
 
@@ -88,7 +90,8 @@ MOBILENET_V2: Rules = (
     (r"^blocks\.6\.", "features.stage4.1."),
     (r"^classifier\.0\.", "head."),
 )
-_SEPARABLE = (
+# Stage and place in it of MobileNetV1's blocks.
+SEPARABLE = (
     [(1, index) for index in range(3)] + [(2, 0), (2, 1)] + [(3, index) for index in range(6)] + [(4, 0), (4, 1)]
 )
 MOBILENET_V1: Rules = (
@@ -100,7 +103,7 @@ MOBILENET_V1: Rules = (
     (r"^(model\.\d+)\.4\.", r"\1.pointwise.bn."),
     *(
         (rf"^model\.{number}\.", f"features.stage{stage}.{index}.")
-        for number, (stage, index) in enumerate(_SEPARABLE, 1)
+        for number, (stage, index) in enumerate(SEPARABLE, 1)
     ),
     *_HEAD,
 )
@@ -122,6 +125,8 @@ FAMILIES: tuple[tuple[str, Rules], ...] = (
 def our_name(public: str, architecture: str) -> str | None:
     """Return the name here of a weight of a public file; None if the network does without it.
 
+    A network of timm, torchvision or transformers keeps the library's names, one level down.
+
     >>> our_name("module.layer1.0.downsample.0.weight", "resnet8x4")
     'features.stage1.0.shortcut.conv.weight'
 
@@ -133,6 +138,8 @@ def our_name(public: str, architecture: str) -> str | None:
     name = WRAPPERS.sub("", public)
     if UNUSED.match(name):
         return None
+    if ":" in architecture:
+        return name if name in STANDARDISATION or name.startswith(INNER) else INNER + name
     rules = next(rules for beginning, rules in FAMILIES if architecture.startswith(beginning))
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)

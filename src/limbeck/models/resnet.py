@@ -10,7 +10,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from limbeck.models.layers import conv_bn, conv_bn_relu, convolution, global_pool, kaiming_init
+from limbeck.models.layers import StochasticDepth, conv_bn, conv_bn_relu, convolution, global_pool, kaiming_init
 from limbeck.models.network import Network
 
 
@@ -31,13 +31,14 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = convolution(outgoing, outgoing, 3)
         self.bn2 = nn.BatchNorm2d(outgoing)
+        self.drop_path: nn.Module = nn.Identity()
         self.shortcut = _shortcut(incoming, outgoing, stride)
         self.relu = nn.ReLU()
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map `(N, incoming, H, W)` to `(N, outgoing, H / stride, W / stride)`."""
         inner = self.relu1(self.bn1(self.conv1(maps)))
-        return cast("Tensor", self.relu(self.bn2(self.conv2(inner)) + self.shortcut(maps)))
+        return cast("Tensor", self.relu(self.drop_path(self.bn2(self.conv2(inner))) + self.shortcut(maps)))
 
 
 class Bottleneck(nn.Module):
@@ -57,6 +58,7 @@ class Bottleneck(nn.Module):
         self.relu2 = nn.ReLU()
         self.conv3 = convolution(width, outgoing, 1)
         self.bn3 = nn.BatchNorm2d(outgoing)
+        self.drop_path: nn.Module = nn.Identity()
         self.shortcut = _shortcut(incoming, outgoing, stride)
         self.relu = nn.ReLU()
 
@@ -64,7 +66,7 @@ class Bottleneck(nn.Module):
         """Map `(N, incoming, H, W)` to `(N, outgoing, H / stride, W / stride)`."""
         inner = self.relu1(self.bn1(self.conv1(maps)))
         inner = self.relu2(self.bn2(self.conv2(inner)))
-        return cast("Tensor", self.relu(self.bn3(self.conv3(inner)) + self.shortcut(maps)))
+        return cast("Tensor", self.relu(self.drop_path(self.bn3(self.conv3(inner))) + self.shortcut(maps)))
 
 
 Block = Callable[[int, int, int], nn.Module]  # of incoming and outgoing channels, and stride
@@ -127,6 +129,7 @@ def resnet_imagenet(
     channels: Sequence[int],
     block: Block,
     dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
 ) -> Network:
     """Build a network for large images: its stem, a 7x7 convolution and a 3x3 pooling, quarters the side.
 
@@ -137,7 +140,14 @@ def resnet_imagenet(
         channels: Of the stem and of each stage.
         block: Builds one.
         dropout: Before the head.
+        stochastic_depth: Rate at which the last block is skipped, in [0, 1); it rises linearly from 0 in the first
+            block (arXiv 1603.09382).
     """
     stem = conv_bn_relu(image_shape[0], channels[0], 7, stride=2)
     stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
-    return resnet(stem, channels, blocks, block, num_classes, dropout)
+    network = resnet(stem, channels, blocks, block, num_classes, dropout)
+    if stochastic_depth:
+        residual = [module for module in network.modules() if isinstance(module, BasicBlock | Bottleneck)]
+        for index, module in enumerate(residual):
+            module.drop_path = StochasticDepth(stochastic_depth * index / (len(residual) - 1))
+    return network

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from limbeck.errors import UserError, missing_extra, reason
 from limbeck.models import MODELS
-from limbeck.models.public_names import our_name
+from limbeck.models.prefixed import PrefixedNetwork
+from limbeck.models.public_names import STANDARDISATION, our_name
 from limbeck.models.torch_files import Unreadable, read_torch_file
+from limbeck.network_names import PRETRAINED, is_prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from limbeck.models import Network
+    from torch import nn
+
+    from limbeck.config_models import ModelOptions
 
 CONTAINERS = ("model", "state_dict", "model_state_dict", "net")  # where files keep the weights beside other things
 COUNTER = "num_batches_tracked"  # of BatchNorm; torch before 0.4.1 wrote none, and torch of today fills it in
@@ -25,20 +29,55 @@ SHOWN = 3
 ROUNDED = 1e-4  # the constants of data sets have four decimals
 
 
-def load_weights(path: Path, model: Network, name: str) -> str:
+class Loaded(NamedTuple):
+    """What was read of a file.
+
+    Attributes:
+        fingerprint: SHA-256 of the file, in hexadecimal digits; None where there was none.
+        other_classes: Number of classes of its head, if that was left out; 0 if it had none.
+    """
+
+    fingerprint: str | None
+    other_classes: int | None
+
+
+def start_weights(model: nn.Module, options: ModelOptions, *, any_head: bool) -> Loaded:
+    """Give a network the weights that its options name; those of its library it has since it was built.
+
+    Args:
+        model: From `build_model`, with `pretrained`.
+        options: Of the network.
+        any_head: Take weights for another number of classes too, all but their head.
+
+    Raises:
+        UserError: As of `load_weights`; or the library's head is for another number of classes.
+    """
+    if options.weights is None:
+        return Loaded(None, None)
+    if options.weights != PRETRAINED:
+        return load_weights(Path(options.weights), model, options.name, any_head=any_head)
+    other = model.new_head if isinstance(model, PrefixedNetwork) else None
+    if other is not None and not any_head:
+        raise UserError(
+            f"`model.name` {options.name}: expected pretrained weights for the classes of this data, got them for "
+            f"{f'{other} classes' if other else 'none'}; name a file of weights for this data"
+        )
+    return Loaded(None, other)
+
+
+def load_weights(path: Path, model: nn.Module, name: str, *, any_head: bool = False) -> Loaded:
     """Give a network the weights of a file, all of them or none.
 
     A file of `torch.save` may hold the weights themselves, or a dictionary with them under `model`, `state_dict`,
     `model_state_dict` or `net`. Names of mdistiller, RepDistiller, torchvision and RobustBench, with `module.` before
-    them or not, become ours. What is no tensor is left out, and no code of the file runs.
+    them or not, become ours; a network of timm, torchvision or transformers takes its library's. What is no tensor is
+    left out, and no code of the file runs.
 
     Args:
         path: The file; its name ends with .safetensors if it is one.
         model: The network; its weights are replaced.
-        name: Its architecture, a key of `MODELS`.
-
-    Returns:
-        SHA-256 of the file, in hexadecimal digits.
+        name: Its architecture, a key of `MODELS` or a name with a prefix.
+        any_head: Leave the network its head where the file's is for another number of classes.
 
     Raises:
         UserError: The file is missing, damaged or without weights, or they are those of another network or not finite.
@@ -51,12 +90,32 @@ def load_weights(path: Path, model: Network, name: str) -> str:
     expected = model.state_dict()
     constants = {key: value for key, value in model.named_buffers() if key not in expected}
     tensors = _without_constants(tensors, constants, path, name)
+    weights = _renamed(tensors, name)
+    if isinstance(model, PrefixedNetwork):  # a library's file does not tell what its pixels are standardised by
+        tensors = {**{key: expected[key] for key in STANDARDISATION}, **tensors}
+    left_out = other_head(weights, expected) if any_head else {}
+    tensors = {key: left_out.get(our_name(key, name) or "", value) for key, value in tensors.items()}
     _refuse_others(tensors, expected, path, name)
+    classes = next((len(weights[key]) for key in left_out), None)
     weights = _renamed(tensors, name)
     if broken := [key for key, value in weights.items() if not bool(value.double().isfinite().all())]:
         raise UserError(f"{path}: expected finite weights, got NaN or infinity in {_first(broken)}; take another file")
     model.load_state_dict(weights)
-    return hashlib.sha256(content).hexdigest()
+    return Loaded(hashlib.sha256(content).hexdigest(), classes)
+
+
+def other_head(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a network's own last layer, where a file has it for other classes: what differs in its rows alone.
+
+    Several layers that differ so are no heads, unless all of them have the same numbers of rows.
+    """
+    other = {
+        key: value
+        for key, value in own.items()
+        if key in weights and value.shape != weights[key].shape and value.shape[1:] == weights[key].shape[1:]
+    }
+    rows = {(len(value), len(weights[key])) for key, value in other.items() if value.dim() and weights[key].dim()}
+    return other if len(rows) == 1 else {}
 
 
 def _read_safetensors(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -132,10 +191,12 @@ def _refuse_others(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     listed = "; ".join(f"{len(names)} {what} ({_first(names)})" for what, names in differences.items() if names)
     if not listed:
         return
-    if other_shapes == ["head.weight", "head.bias"] and not differences["missing"] and not differences["unexpected"]:
+    head = other_head(weights, expected)
+    if head and set(other_shapes) == head.keys() and not differences["missing"] and not differences["unexpected"]:
+        key = other_shapes[0]
         raise UserError(
-            f"{path}: expected weights of `{name}` for {len(expected['head.bias'])} classes, "
-            f"got them for {len(weights['head.bias'])}; take the file of this data set, or its data"
+            f"{path}: expected weights of `{name}` for {len(expected[key])} classes, "
+            f"got them for {len(weights[key])}; take the file of this data set, or its data"
         )
     raise UserError(f"{path}: expected weights of `{name}`, got {listed}; {_whose(tensors, name)}")
 
@@ -163,6 +224,8 @@ def _whose(tensors: Mapping[str, Tensor], name: str) -> str:
             expected = constructor((3, 32, 32), 10).state_dict()
         if _signature(_renamed(tensors, other)) == _signature(expected):
             return f"these look like weights of `{other}`" + (" for other images" if other == name else "")
+    if is_prefixed(name):
+        return "those of its library are meant, for images of this side: see `data.image_size`"
     return "no network here has such weights"
 
 
