@@ -128,7 +128,7 @@ def png(figure: Figure) -> bytes:
 def legend_above(axes: Axes) -> None:
     """Put the legend above the axes, on the right of the title, where it hides no data."""
     names = axes.get_legend_handles_labels()[1]
-    columns = len(names) if sum(len(name) + 5 for name in names) < 65 else 3
+    columns = len(names) if sum(len(name) + 5 for name in names) < 50 else 3
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, columnspacing=1, handletextpad=0.4, borderaxespad=0.2
     )
