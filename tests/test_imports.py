@@ -51,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
     **{terms: {"config_terms"} for terms in TERMS - {"config_terms"}},
     "config_losses": TERMS,
     "config_compare": {"config_losses", "config_terms"},
-    "config_data": {"config_terms"},
+    "config_data": {"config_terms", "errors"},
     "config_models": {"config_terms", "network_names"},
     "config_adversary": {"config_losses", "config_models", "config_terms", "errors"},
     "config_errors": SETTINGS,

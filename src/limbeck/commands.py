@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from limbeck.errors import UserError
 from limbeck.interrelation_commands import interrelations
 
 app = typer.Typer(
@@ -214,14 +215,25 @@ def evaluate(
         Path | None,
         typer.Option("--robustbench", metavar="FILE", help="Write RobustBench's entry at the first radius."),
     ] = None,
+    shifted: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shifted", metavar="NAME=FOLDER", help="Measure a run on imagenet_v2, imagenet_sketch or imagenet_r too."
+        ),
+    ] = None,
     nproc: Ranks = None,
 ) -> None:
     """Compute the metrics of a run's weights again, or those of a file of weights; with --attacks, their robustness."""
     from limbeck.config_adversary import read_request
+    from limbeck.config_data import read_shifted
     from limbeck.config_files import recipe_of_file
 
     options = recipe_of_file(run, model, weights, data, overrides or (), which=which.value if which else None)
     request = read_request(attacks, epsilon, norm.value if norm else None, entry)
+    tests = read_shifted(shifted or ())
+    if tests and (run is None or request):
+        what = "a file of weights takes --set data.shifted_tests.NAME=FOLDER" if run is None else "leave attacks out"
+        raise UserError(f"--shifted expected a RUN that is not attacked; {what}")
     _on_ranks(nproc)
     chosen: Literal["last", "best", "ema"] | None = which.value if which else None
     if request:
@@ -231,7 +243,7 @@ def evaluate(
         return
     from limbeck.present import evaluate_and_show
 
-    evaluate_and_show(run, options, weights, chosen)
+    evaluate_and_show(run, options, weights, chosen, tests)
 
 
 @app.command()

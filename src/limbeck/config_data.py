@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from limbeck.config_terms import NonNegative, Options, Positive
+from limbeck.config_terms import NonNegative, Options, Positive, did_you_mean
+from limbeck.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class AugmentOptions(Options):
@@ -66,6 +70,22 @@ class ShiftedTests(Options):
     def folders(self) -> dict[str, str]:
         """Name -> folder of those that are named."""
         return {name: folder for name, folder in self.model_dump().items() if folder is not None}
+
+
+def read_shifted(words: Sequence[str]) -> ShiftedTests | None:
+    """Return the folders that words `NAME=FOLDER` name; None where there are none.
+
+    Raises:
+        UserError: A word names no such test images, or no folder.
+    """
+    folders = dict(word.partition("=")[::2] for word in words)
+    for name, folder in folders.items():
+        if name not in ShiftedTests.model_fields:
+            hint = did_you_mean(name, ShiftedTests.model_fields)
+            raise UserError(f"--shifted expected NAME=FOLDER, got no test images of the name `{name}`; {hint}")
+        if not folder:
+            raise UserError(f"--shifted expected NAME=FOLDER, got no folder of `{name}`")
+    return ShiftedTests.model_validate(folders) if folders else None
 
 
 class DataOptions(Options):
@@ -175,6 +195,8 @@ class DataOptions(Options):
             raise ValueError(
                 f"`test_resize` expected at least `image_size`, {self.stored_size}, got {self.test_resize}"
             )
+        if self.shifted_tests.folders and not self.stored:
+            raise ValueError(f"`shifted_tests` belong to images in files, got `{self.name}`")
         if self.generated is not None and (self.stored or self.repeats > 1):
             what = f"the images of `{self.name}` are in files" if self.stored else "`repeats` is above 1"
             raise ValueError(f"`generated` expected null where {what}")

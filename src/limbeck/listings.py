@@ -229,20 +229,13 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     measured = [
         (
             f"{weights}, epoch {results[weights]['epoch']}" if weights == "best" else weights,
-            split,
-            results[weights][split],
+            *row,
         )
         for weights in ("last", "best", "ema")
         if results[weights]
-        for split in ("validation", "test")
-        if results[weights][split]
+        for row in _splits(results[weights])
     ]
-    measured += [
-        ("teacher", split, teacher[split])
-        for teacher in results["teachers"]
-        for split in ("validation", "test")
-        if teacher[split]
-    ]
+    measured += [("teacher", *row) for teacher in results["teachers"] for row in _splits(teacher)]
     _print_metrics(measured)
     if classes := results.get("group_classes"):
         from limbeck.analysis.wording import groups_text
@@ -271,7 +264,13 @@ def print_generations(content: Mapping[str, Any], folder: Path) -> None:
 
 def print_metrics(metrics: Mapping[str, Any], which: str) -> None:
     """Print what `evaluate` returned for the weights `which`."""
-    _print_metrics([(which, split, metrics[split]) for split in ("validation", "test") if metrics[split]])
+    _print_metrics([(which, *row) for row in _splits(metrics)])
+
+
+def _splits(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return what was measured, by the name of the images."""
+    measured = {name: metrics[name] for name in ("validation", "test")} | metrics.get("shifted", {})
+    return [(name, values) for name, values in measured.items() if values]
 
 
 def _print_metrics(metrics: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from limbeck.config import Recipe
+    from limbeck.config import Recipe, ShiftedTests
     from limbeck.config_adversary import AttackRequest
     from limbeck.config_grid import Grid
 
@@ -78,7 +78,11 @@ def compare_and_show(
 
 
 def evaluate_and_show(
-    run: Path | None, recipe: Recipe | None, weights: Path | None, which: Literal["last", "best", "ema"] | None
+    run: Path | None,
+    recipe: Recipe | None,
+    weights: Path | None,
+    which: Literal["last", "best", "ema"] | None,
+    shifted: ShiftedTests | None = None,
 ) -> None:
     """Print the metrics of a run's weights, or of a file of weights.
 
@@ -87,6 +91,7 @@ def evaluate_and_show(
         recipe: Network and data of a file.
         weights: The file.
         which: Weights of the run; None is what it reports.
+        shifted: Further test images; None are those of the run.
     """
     with loading():
         from limbeck.engine.evaluate import evaluate, evaluate_file
@@ -94,7 +99,7 @@ def evaluate_and_show(
 
     with joined(_device(run, recipe)) as place:
         if run is not None:
-            metrics = evaluate(run, which=which)
+            metrics = evaluate(run, which=which, shifted=shifted)
             name = metrics["weights"]
         elif recipe is not None and weights is not None:
             metrics, name = evaluate_file(recipe, weights), weights.name

@@ -18,13 +18,14 @@ from limbeck.engine.lock import locked
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.robustness import evaluate_robustness
 from limbeck.engine.run_folder import disk_errors, read_results, write_json
+from limbeck.engine.shifted import measure_shifted
 from limbeck.engine.teachers import Resources, load_file, load_trained
 from limbeck.errors import Interrupted, UserError, reason
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from limbeck.config import Recipe
+    from limbeck.config import Recipe, ShiftedTests
     from limbeck.config_adversary import AttackRequest
     from limbeck.data import DataBundle
     from limbeck.engine.progress import Reporter
@@ -56,13 +57,14 @@ class OpenRun(NamedTuple):
         return cast("Which", self.results.get("reported", "last"))
 
 
-def open_run(run: Path, which: Which | None) -> OpenRun:
+def open_run(run: Path, which: Which | None, shifted: ShiftedTests | None = None) -> OpenRun:
     """Open a finished run.
 
     Args:
         run: Its folder.
         which: Weights after the last epoch, those with the best validation accuracy, or the averaged ones; None is
             what the run reports.
+        shifted: Further test images, in place of those that the run's recipe names.
 
     Raises:
         UserError: The run is not finished, has no such weights, its data are not what they were, or a file of it is
@@ -71,7 +73,12 @@ def open_run(run: Path, which: Which | None) -> OpenRun:
     results = read_results(run)
     recipe = load_recipe(str(run / run_folder.CONFIG))
     device = open_device(recipe.train.device)
-    data = Resources().data(recipe.data, device)
+    options = recipe.data
+    if shifted is not None:
+        if not options.stored:
+            raise UserError(f"{run}: --shifted expected a run on images in files, got one on `{options.name}`")
+        options = options.model_copy(update={"shifted_tests": shifted})
+    data = Resources().data(options, device)
     if data.fingerprint != results["data_fingerprint"]:
         raise UserError(
             f"{run}: the data `{data.name}` expected those of the run, got others; install its version of them"
@@ -81,7 +88,7 @@ def open_run(run: Path, which: Which | None) -> OpenRun:
     return OpenRun(chosen, results, recipe, data, model)
 
 
-def evaluate(run: Path, *, which: Which | None = None) -> dict[str, Any]:
+def evaluate(run: Path, *, which: Which | None = None, shifted: ShiftedTests | None = None) -> dict[str, Any]:
     """Return the metrics of a finished run's weights, on its validation and test splits.
 
     Nothing is written. The agreement with the teacher is with what the run's predictions.npz says of it, so the
@@ -90,14 +97,16 @@ def evaluate(run: Path, *, which: Which | None = None) -> dict[str, Any]:
     Args:
         run: Folder of the run.
         which: See `open_run`.
+        shifted: See `open_run`.
 
     Returns:
-        `{"weights": which, "epoch": ..., "validation": metrics or None, "test": metrics}`.
+        `{"weights": which, "epoch": ..., "validation": metrics or None, "test": metrics}`, and `shifted` with the
+        metrics on each further test set if there are some.
 
     Raises:
         UserError: See `open_run`.
     """
-    opened = open_run(run, which)
+    opened = open_run(run, which, shifted)
     metrics: dict[str, Any] = {
         "weights": opened.which,
         "epoch": opened.results[opened.which]["epoch"],
@@ -110,7 +119,7 @@ def evaluate(run: Path, *, which: Which | None = None) -> dict[str, Any]:
             metrics[split] = measure(logits, source.labels, targets, opened.data.groups)
             if opened.results["teachers"] and targets is None:
                 metrics[split]["agreement"] = None
-    return metrics
+    return metrics | measure_shifted(opened.model, opened.data, ranks.here())
 
 
 def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
@@ -121,7 +130,7 @@ def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
         weights: Our .safetensors or a public file, see `limbeck.models.weights`.
 
     Returns:
-        `{"validation": metrics or None, "test": metrics}`.
+        `{"validation": metrics or None, "test": metrics}`, and `shifted` as of `evaluate`.
 
     Raises:
         UserError: The file or the data are missing or damaged, or do not fit the network.
@@ -130,10 +139,11 @@ def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
     model = load_file(recipe.model, str(weights), data)[0].to(data.device)
     parts = {"validation": data.validation, "test": data.test}
     place = ranks.here()
-    return {
+    metrics = {
         name: measure(predict(model, part, place), part.labels, groups=data.groups) if len(part) else None
         for name, part in parts.items()
     }
+    return metrics | measure_shifted(model, data, place)
 
 
 # --- under attack -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from limbeck.engine import run_folder
 from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.robustness import evaluate_robustness
 from limbeck.engine.run_folder import atomic_file, write_json
+from limbeck.engine.shifted import measure_shifted
 from limbeck.models import Network
 
 if TYPE_CHECKING:
@@ -125,10 +126,11 @@ def _description(trainer: Trainer) -> dict[str, Any]:
 
 
 def _evaluation(trainer: Trainer, model: nn.Module, epoch: int, test_logits: Tensor) -> dict[str, Any]:
-    """Return `{"epoch", "validation", "test"}` of the weights in `model`."""
+    """Return `{"epoch", "validation", "test"}` of the weights in `model`, and `shifted` if there are such tests."""
     validation = trainer.validator.measure("validation", model) if len(trainer.data.validation) else None
     test = trainer.validator.measure("test", model, test_logits) if len(trainer.data.test) else None
-    return {"epoch": epoch, "validation": validation, "test": test}
+    shifted = measure_shifted(model, trainer.data, trainer.ranks)
+    return {"epoch": epoch, "validation": validation, "test": test, **shifted}
 
 
 def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
