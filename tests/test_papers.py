@@ -207,7 +207,7 @@ def test_what_is_reproduced_is_held_by_a_test(entry):
 def test_a_rival_without_a_loss_has_a_sentence_that_says_why(method, entry):
     told = ENTRIES[f"wkd:{entry}"]
     assert any(method in row[0] or method in row for row in told.rows)
-    assert re.search(rf"\b{method}\b[^.]* not\b[^.]*, because [^.]+\.", told.why)
+    assert re.search(rf"\b{method}\b[^.]* not\b[^.]*, because [^.]+\.", told.why or told.needs)
 
 
 # --- figures ---
@@ -250,8 +250,8 @@ def test_a_recipe_is_shown_with_its_figures_and_its_command():
 def test_no_gain_is_denied_that_a_recipe_saw(entry):
     """Where the entry says that no gain is seen, the recipes' headers must not say the opposite."""
     assert "no gain over KL" in ENTRIES[entry].ours
-    measured = [row.ours for row in recipes_of(entry)]
-    assert len(measured) == 2
+    measured = [row.ours for row in recipes_of(entry) if not row.paper]  # those of a paper's protocol were not run
+    assert len(measured) >= 2
     assert [text for text in measured if re.search(r"\b(?:gkl|ikl) better", text)] == []
 
 
