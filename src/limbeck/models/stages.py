@@ -1,17 +1,22 @@
 """Words for layers: `stages`, `last`, `hint`, `pooled` and stages' names, as paths of modules for `FeatureTaps`.
 
-They are known of the networks of this library. Of other networks, layers have to be named by their modules' paths.
+They are known of the networks of this library, and of the families of other libraries in `families`. Of other
+networks, layers have to be named by their modules' paths.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
+from limbeck.models.families import pooled_path, stage_paths
 from limbeck.models.network import Network
-from limbeck.models.taps import INPUT, WRAPPERS
+from limbeck.models.prefixed import PrefixedNetwork
+from limbeck.models.public_names import INNER
+from limbeck.models.taps import INPUT, MAP, TOKENS, WRAPPERS
 from limbeck.models.wide_resnet import PreactivationBlock
 
 PREACTIVATION = ":preactivation"
@@ -38,7 +43,7 @@ def layer_paths(model: nn.Module, names: Sequence[str]) -> list[str]:
         names: Words and names of stages, which `:preactivation` may follow; other names are returned as they are.
 
     Raises:
-        ValueError: A word needs a network of this library, or the network has no such stage or activation.
+        ValueError: A word needs a network that a name builds, or the network has no such stage or activation.
 
     Example:
         >>> from limbeck.config import ModelOptions
@@ -53,6 +58,8 @@ def layer_paths(model: nn.Module, names: Sequence[str]) -> list[str]:
 def _paths(model: nn.Module, name: str) -> list[str]:
     word = name.removesuffix(PREACTIVATION)
     network = unwrapped(model)
+    if isinstance(network, PrefixedNetwork):
+        return _paths_in_library(network, name)
     if not isinstance(network, Network):
         if word in WORDS or name != word:
             children = ", ".join(path for path, _ in network.named_children())
@@ -65,6 +72,28 @@ def _paths(model: nn.Module, name: str) -> list[str]:
     if stages is None:
         return [name]
     return [before_activation(network, stage).path if name != word else f"features.{stage}" for stage in stages]
+
+
+def _paths_in_library(model: PrefixedNetwork, name: str) -> list[str]:
+    """Return the paths that a name stands for in a network of another library, whose maps before activations differ."""
+    word = name.removesuffix(TOKENS)
+    stage = re.fullmatch(r"stage(\d+)", word)
+    if word.endswith(PREACTIVATION):
+        raise ValueError(f"{name!r} is known of networks of this library alone; name a module's path")
+    if word == "pooled":
+        return [f"{INNER}{pooled_path(model.network)}"]
+    if word not in WORDS and not stage:
+        return [name]
+    paths = [f"{INNER}{path}" for path in stage_paths(model.network)]
+    if stage and not 0 < int(stage[1]) <= len(paths):
+        raise ValueError(f"{name!r} expected a stage from stage1 to stage{len(paths)}; name one of them")
+    if name != word:
+        if not paths[0].endswith(MAP):
+            raise ValueError(f"{name!r} expected a network of tokens, got one of maps; leave `{TOKENS}` out")
+        paths = [path.removesuffix(MAP) + TOKENS for path in paths]
+    if stage:
+        return [paths[int(stage[1]) - 1]]
+    return {"stages": paths, "last": paths[-1:], "hint": paths[:2][-1:]}[word]
 
 
 def layer_norms(model: nn.Module, names: Sequence[str]) -> list[nn.BatchNorm2d]:
@@ -106,7 +135,7 @@ def _stages(network: Network, word: str) -> list[str] | None:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside of wrappers such as DistributedDataParallel and `torch.compile`'s."""
-    while not isinstance(model, Network):
+    while not isinstance(model, Network | PrefixedNetwork):
         inner = next((child for name, child in model.named_children() if name in WRAPPERS), None)
         if inner is None or len(list(model.children())) > 1:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 __all__ = ["FeatureError", "FeatureTaps", "feature_shapes"]
 
 INPUT = ":input"  # behind a module's path: what goes into it
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+MAP, TOKENS = ":map", ":tokens"  # behind that: tokens, or a map with channels last, as (N, D, H, W) or (N, L, D)
+EXTRA_TOKENS = 5  # before the patches, at most: class, distillation, registers
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "network")
 
 
 class FeatureError(RuntimeError):
@@ -46,7 +49,9 @@ class FeatureTaps:
     Args:
         model: Any module.
         names: Dotted paths of its modules, such as `layer4` or `features.stage3.0.relu`; with `:input` behind it, the
-            module's first argument in place of its result.
+            module's first argument in place of its result. Last of all, `:map` makes a map (N, D, H, W) of a
+            transformer's tokens (N, L, D), those before a square of patches left out, or of a map (N, H, W, D);
+            `:tokens` makes tokens of either.
 
     Raises:
         ValueError: There is no such module, or no name.
@@ -65,11 +70,11 @@ class FeatureTaps:
         self.model, self.names = model, tuple(names)
         self._listening = False
         self._seen: dict[str, list[_Seen]] = {name: [] for name in self.names}
-        modules = {name: find_module(model, name.removesuffix(INPUT)) for name in self.names}  # all, or no hook
+        modules = {name: find_module(model, module_path(name)) for name in self.names}  # all, or no hook
         self._handles = [self._register(name, module) for name, module in modules.items()]
 
     def _register(self, name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        if name.endswith(INPUT):
+        if _bare(name).endswith(INPUT):
             return module.register_forward_pre_hook(self._hear_input(name))
         return module.register_forward_hook(self._hear_output(name))
 
@@ -102,7 +107,8 @@ class FeatureTaps:
             What the network returns, and the features in the order of the names.
 
         Raises:
-            FeatureError: A named module did not run, or ran several times, or its feature was overwritten.
+            FeatureError: A named module did not run, or ran several times, or its feature was overwritten, or it is no
+                map or tokens where it was to be made one.
             TypeError: It passed something else than a tensor.
         """
         self._listening = True
@@ -119,7 +125,7 @@ class FeatureTaps:
                     f"`{name}` was overwritten after it was captured, by an operation in place such as a "
                     "`ReLU(inplace=True)`; name the module that does it, with `:input` behind it, or another layer"
                 )
-        return output, tuple(seen[name][0].feature for name in self.names)
+        return output, tuple(_formed(name, seen[name][0].feature) for name in self.names)
 
     def close(self) -> None:
         """Take the hooks away."""
@@ -134,6 +140,44 @@ def _not_once(name: str, times: int) -> str:
         f"`{name}` captured nothing: the module did not run in this call of the network; name one that does. A "
         "compiled network does not notice hooks that came after its first call, or after that of another of its class: "
         "build the taps before, or call torch._dynamo.reset() after building them"
+    )
+
+
+def module_path(name: str) -> str:
+    """Return the module's path in a name that may end with `:input`, `:map` or `:tokens`.
+
+    >>> module_path("blocks.3:input:map")
+    'blocks.3'
+    """
+    return _bare(name).removesuffix(INPUT)
+
+
+def _bare(name: str) -> str:
+    return name.removesuffix(MAP).removesuffix(TOKENS)
+
+
+def _formed(name: str, feature: Tensor) -> Tensor:
+    if name.endswith(MAP):
+        return as_map(name, feature)
+    return as_map(name, feature).flatten(2).mT if name.endswith(TOKENS) else feature
+
+
+def as_map(name: str, feature: Tensor) -> Tensor:
+    """Return tokens (N, L, D), less those before a square of patches, or a map (N, H, W, D), as (N, D, H, W).
+
+    Raises:
+        FeatureError: It is neither, or the patches are no square.
+    """
+    if feature.dim() == 4:
+        return feature.permute(0, 3, 1, 2)
+    if feature.dim() == 3:
+        tokens = feature.shape[1]
+        side = math.isqrt(tokens)
+        if side and tokens - side**2 <= EXTRA_TOKENS:
+            return feature[:, tokens - side**2 :].mT.reshape(len(feature), -1, side, side)
+    raise FeatureError(
+        f"`{name}` expected tokens (N, L, D) of a square of patches, after {EXTRA_TOKENS} others at most, or a map "
+        f"(N, H, W, D), got {tuple(feature.shape)}; name the module alone"
     )
 
 

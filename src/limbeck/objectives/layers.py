@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from limbeck.config import FeatureTerm
 from limbeck.models.stages import layer_paths, unwrapped
-from limbeck.models.taps import INPUT, FeatureTaps, feature_shapes, find_module
+from limbeck.models.taps import FeatureTaps, feature_shapes, find_module, module_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +102,7 @@ def _found(name: str, term: FeatureTerm, model: nn.Module, *, teacher: bool) -> 
     try:
         paths = layer_paths(model, (term.target_features if teacher else None) or term.features)
         for path in paths:
-            find_module(model, path.removesuffix(INPUT))
+            find_module(model, module_path(path))
     except ValueError as error:
         option = "target_features" if teacher and term.target_features else "features"
         raise ValueError(f"`{name}`, `{option}` of the {'teacher' if teacher else 'student'}: {error}") from error
