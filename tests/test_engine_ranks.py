@@ -176,7 +176,7 @@ def test_a_rank_that_dies_is_named_and_the_run_resumes_on_one(teacher, tmp_path)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "rank 1 of 2 died by SIGKILL" in said
-    assert "--resume continues it, on any number of ranks" in said
+    assert "continues it (train: with --resume), on any number of ranks" in said
     assert "Traceback" not in said
     step = torch.load(tmp_path / "run" / run_folder.CHECKPOINT, weights_only=True)["step"]
     assert 0 < step < 100 * 5
@@ -187,7 +187,9 @@ def test_a_rank_that_dies_is_named_and_the_run_resumes_on_one(teacher, tmp_path)
 
 def test_a_mistake_of_all_ranks_is_their_line_and_their_exit_code(tmp_path, capfd):
     assert launch(["train", str(tmp_path / "none.yaml")], 2) == 2
-    assert "no such file" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "no such file" in said
+    assert said.count("limbeck:") == 1
 
 
 def limbeck(*words: str) -> subprocess.CompletedProcess[str]:

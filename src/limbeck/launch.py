@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING
 
-from limbeck.errors import EXIT_INTERRUPTED, Interrupted, UserError
+from limbeck.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,26 +35,30 @@ def launch(arguments: Sequence[str], ranks: int) -> int:
         The exit code of the first rank that failed with a message of its own, or 0.
 
     Raises:
-        Interrupted: The run was stopped and saved itself.
         UserError: A rank died without a word, as from lack of memory.
     """
-    processes = [_start(arguments, rank, ranks, port) for port in [_free_port()] for rank in range(ranks)]
-    previous = {number: signal.signal(number, _hand_on(processes)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        failed = _wait(processes)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    port = _free_port()
+    with ExitStack() as stack:
+        # What is wrong is wrong on all ranks, most often: the first one says it.
+        words = [None, *(stack.enter_context(TemporaryFile()) for _ in range(ranks - 1))]
+        processes = [_start(arguments, rank, ranks, port, said) for rank, said in enumerate(words)]
+        previous = {number: signal.signal(number, _hand_on(processes)) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            failed = _wait(processes)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if failed and (said := words[failed[0]]):
+            said.seek(0)
+            sys.stderr.write(said.read().decode(errors="replace"))
     if failed is None:
         return 0
     rank, code = failed
-    if code == EXIT_INTERRUPTED:
-        raise Interrupted("all ranks have stopped; the same command with --resume continues the run")
     if code > 0:
         return code  # its own line is on the screen
     raise UserError(
         f"rank {rank} of {ranks} died by {signal.Signals(-code).name}, so the others were ended; what the run has "
-        "saved is whole: the same command with --resume continues it, on any number of ranks"
+        "saved is whole: the same command continues it (train: with --resume), on any number of ranks"
     )
 
 
@@ -70,7 +76,9 @@ def without_nproc(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _start(arguments: Sequence[str], rank: int, ranks: int, port: int) -> subprocess.Popen[bytes]:
+def _start(
+    arguments: Sequence[str], rank: int, ranks: int, port: int, said: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
     place = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -81,7 +89,8 @@ def _start(arguments: Sequence[str], rank: int, ranks: int, port: int) -> subpro
     }
     environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
     # A session of its own: Ctrl-C in the terminal reaches the ranks once, through this process.
-    return subprocess.Popen([sys.executable, "-m", "limbeck", *arguments], env=environment, start_new_session=True)
+    command = [sys.executable, "-m", "limbeck", *arguments]
+    return subprocess.Popen(command, env=environment, start_new_session=True, stderr=said)
 
 
 def _free_port() -> int:
