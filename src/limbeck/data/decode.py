@@ -30,7 +30,7 @@ CHANNELS = 3
 
 
 @dataclass(frozen=True)
-class TestView:
+class MiddleView:
     """The shorter side resized, then the middle: torchvision's Resize and CenterCrop, bilinear with antialiasing.
 
     Attributes:
@@ -54,7 +54,7 @@ class TestView:
         return image.crop((left, top, left + self.size, top + self.size))
 
 
-def test_views(files: ImageFiles, places: Tensor, view: TestView) -> Tensor:
+def middle_views(files: ImageFiles, places: Tensor, view: MiddleView) -> Tensor:
     """Return the test views of files, uint8 `(N, H, W, 3)`.
 
     Args:
@@ -80,7 +80,7 @@ class Crop:
     """
 
     options: AugmentOptions
-    view: TestView
+    view: MiddleView
     seed: int
     epoch: int
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from limbeck.data.decode import CHANNELS, Crop, TestView, flips_here, test_views, train_views
+from limbeck.data.decode import CHANNELS, Crop, MiddleView, flips_here, middle_views, train_views
 from limbeck.data.decoding import PIECE, in_order
 from limbeck.data.loader import Epochs, Portion
 from limbeck.data.sources import Pixels, normalise
@@ -42,7 +42,7 @@ class StoredSource:
     places: Tensor
     labels: Tensor
     pixels: Pixels
-    view: TestView
+    view: MiddleView
     workers: int
     device: torch.device
 
@@ -136,7 +136,7 @@ class _TestPieces:
 
     files: ImageFiles
     places: Tensor
-    view: TestView
+    view: MiddleView
     size: int
 
     @property
@@ -147,4 +147,4 @@ class _TestPieces:
     def make(self, step: int, part: int) -> tuple[Tensor, ...]:
         """Return the test views of a part of a batch."""
         batch = self.places[step * self.size : (step + 1) * self.size]
-        return (test_views(self.files, batch.tensor_split(self.parts)[part], self.view),)
+        return (middle_views(self.files, batch.tensor_split(self.parts)[part], self.view),)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from limbeck.data.decode import TestView
+from limbeck.data.decode import MiddleView
 from limbeck.data.decoding import share_of_cores
 from limbeck.data.image_files import class_folders, listed_images
 from limbeck.data.shifted import open_shifted
@@ -59,7 +59,7 @@ def open_stored(options: DataOptions, told: Told) -> StoredSplits:
     """
     found = _find(options, told)
     pixels = PLAIN if not options.standardise else INATURALIST if options.name == "inaturalist18" else IMAGENET
-    view = TestView(options.test_resize, options.stored_size)
+    view = MiddleView(options.test_resize, options.stored_size)
     workers = share_of_cores() if options.workers is None else options.workers
 
     def source(files: ImageFiles, places: Tensor) -> StoredSource:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -18,7 +18,7 @@ from limbeck.adversary.evaluate import evaluate, perturb
 from limbeck.adversary.inference import inference
 from limbeck.adversary.robustness import Robustness, Row
 from limbeck.adversary.turns import own
-from limbeck.data import Source
+from limbeck.data import Source, StoredSource
 from limbeck.engine import ranks
 from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.run_folder import atomic_file, write_json
@@ -148,8 +148,10 @@ def evaluate_robustness(
 
 def _on_pixels(model: nn.Module, source: Samples) -> tuple[nn.Module, Tensor]:
     """Return a network of pixels in [0, 1], and all pixels of a source, float32."""
-    if isinstance(source, Source):
-        images = source.images.float().div_(source.pixels.maximum)
+    if isinstance(source, Source | StoredSource):
+        channels = len(source.pixels.mean)
+        plain = source.pixels._replace(mean=(0.0,) * channels, std=(1.0,) * channels)
+        images = torch.cat(list(replace(source, pixels=plain).batches(EVALUATION_BATCH)))
         return OnPixels(model, source.pixels, images.device), images
     return model, torch.cat(list(source.batches(EVALUATION_BATCH)))
 
