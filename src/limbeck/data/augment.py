@@ -53,7 +53,7 @@ def augment(
         [[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [0.0, 0.5, 1.0], [0.0, 0.5, 1.0]]
     """
     time = {"seed": seed, "epoch": epoch}
-    there = indices.to(images.device)  # the other draws are made on the CPU
+    there = indices.to(images.device, non_blocking=True)  # the other draws are made on the CPU
     if options.resized_crop:
         images = resized_crop(images, options.resized_crop, indices=indices, **time)
     if options.crop_padding or options.flip:

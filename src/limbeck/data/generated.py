@@ -75,9 +75,9 @@ class MixedSource(Source):
         drawn = indices >= len(self)
         whole = super().take(indices.masked_fill(drawn, 0))
         parts = self.generated.take(indices[drawn] - len(self))
-        places = drawn.nonzero().squeeze(1).to(self.images.device)
+        places = drawn.nonzero().squeeze(1).to(self.images.device, non_blocking=True)
         for tensor, part in zip(whole, parts, strict=True):
-            tensor.index_copy_(0, places, part.to(tensor.device))
+            tensor.index_copy_(0, places, part.to(tensor.device, non_blocking=True))
         return whole
 
     def order(self, seed: int, epoch: int, *, batch_size: int, steps: int) -> Tensor:

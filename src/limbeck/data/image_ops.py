@@ -102,8 +102,8 @@ def apply_operations(images: Tensor, codes: Tensor, strengths: Tensor, negative:
         raise TypeError(f"`images` expected uint8, got {images.dtype}")
     order = codes.argsort(stable=True)
     counts = codes.bincount(minlength=IDENTITY + 1).tolist()
-    strengths = torch.where(negative, -strengths, strengths)[order].to(images.device)
-    order = order.to(images.device)
+    strengths = torch.where(negative, -strengths, strengths)[order].to(images.device, non_blocking=True)
+    order = order.to(images.device, non_blocking=True)
     *groups, untouched = torch.split(images[order], counts)
     *strengths_of_groups, _ = torch.split(strengths, counts)
     changed = [

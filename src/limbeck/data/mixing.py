@@ -43,7 +43,7 @@ def mix(
     Raises:
         ValueError: Both alphas are 0.
     """
-    partners = mixing_partners(seed, epoch, step, len(images)).to(images.device)
+    partners = mixing_partners(seed, epoch, step, len(images)).to(images.device, non_blocking=True)
     drawn = draw_mixing(options, seed, epoch, step, tuple(images.shape[2:]))
     return drawn.mix(images, labels, images[partners], labels[partners], num_classes)
 

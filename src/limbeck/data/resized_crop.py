@@ -127,7 +127,7 @@ def resize(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     if images.dtype != torch.uint8:
         raise TypeError(f"`images` expected uint8, got {images.dtype}")
     some = max(1, _LEVELS_AT_ONCE // math.prod(images.shape[1:]))
-    parts = zip(torch.split(images, some), torch.split(boxes.to(images.device), some), strict=True)
+    parts = zip(torch.split(images, some), torch.split(boxes.to(images.device, non_blocking=True), some), strict=True)
     return torch.cat([_resize(part, boxes_of_part, size) for part, boxes_of_part in parts])
 
 

@@ -59,8 +59,17 @@ def normalise(images: Tensor, pixels: Pixels) -> Tensor:
 
 def standardise(images: Tensor, pixels: Pixels) -> Tensor:
     """Return uint8 images `(N, C, H, W)` as float32, less the mean and divided by the standard deviation."""
-    mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (pixels.mean, pixels.std))
+    mean, std = _per_channel(images, pixels)
     return images.float().div_(pixels.maximum).sub_(mean).div_(std)
+
+
+def _per_channel(images: Tensor, pixels: Pixels) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation, `(C, 1, 1)`, written by the device: nobody waits for a copy."""
+    mean, std = (
+        torch.stack([torch.full((1, 1), value, dtype=torch.float32, device=images.device) for value in values])
+        for values in (pixels.mean, pixels.std)
+    )
+    return mean, std
 
 
 def enlarge(images: Tensor, pixels: Pixels) -> Tensor:
@@ -73,7 +82,7 @@ def enlarge(images: Tensor, pixels: Pixels) -> Tensor:
     size = (pixels.side, pixels.side)
     # Antialiasing changes nothing of an enlargement but the curve: a of -0.5, which is Pillow's, in place of -0.75.
     larger = F.interpolate(images, size, mode="bicubic", antialias=True)
-    mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (pixels.mean, pixels.std))
+    mean, std = _per_channel(images, pixels)
     return larger.clamp_(-mean / std, (1 - mean) / std)
 
 
@@ -118,7 +127,7 @@ class Source:
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images, uint8, and labels of `indices`, int64 `(B,)` on any device, as copies."""
-        indices = indices.to(self.images.device)
+        indices = indices.to(self.images.device, non_blocking=True)
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
     def order(self, seed: int, epoch: int, *, batch_size: int, steps: int) -> Tensor:

@@ -82,7 +82,7 @@ class StoredSource:
         made = in_order(pieces, steps, workers=self.workers, device=self.device)
         for step, images in zip(steps, made, strict=True):
             portion = epochs.portion(order, epoch, step)
-            yield portion, self.labels.index_select(0, portion.indices.to(self.device)), images
+            yield portion, self.labels.index_select(0, portion.indices.to(self.device, non_blocking=True)), images
 
     def left(self, options: AugmentOptions) -> AugmentOptions:
         """Return which augmentations are left to do when images are read."""

@@ -110,7 +110,7 @@ class ImageStream:
         if portion.own is None or portion.partners is None:
             return Batch(images, labels, indices, step, second, whole)
         drawn = draw_mixing(self.options, self.seed, epoch, step, tuple(images.shape[2:]))
-        own, partners = (places.to(images.device) for places in (portion.own, portion.partners))
+        own, partners = (places.to(images.device, non_blocking=True) for places in (portion.own, portion.partners))
         images, labels = drawn.mix(images[own], labels[own], images[partners], labels[partners], self.num_classes)
         return Batch(images, labels, indices[portion.own], step, whole=whole)
 

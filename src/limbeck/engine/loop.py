@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,12 +141,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """Yield what is left of the epoch."""
-        for batch in self.stream.batches(self.epoch, self.step_in_epoch):
-            if self.recipe.train.channels_last:
-                second = None if batch.second is None else _channels_last(batch.second)
-                yield replace(batch, images=_channels_last(batch.images), second=second)
-            else:
-                yield batch
+        yield from self.stream.batches(self.epoch, self.step_in_epoch)
 
     def _optimize(self, batch: Batch) -> None:
         """Make one optimizer step. Micro-batches count by their samples, so a sum over them is the whole batch's."""
@@ -381,10 +375,6 @@ class Trainer:
             f"`{error.term}` is not finite at step {error.step} of {self.steps} (epoch {epoch} of {self.epochs}); "
             f"{good}. {remedy(error, self.objective.terms)}"
         )
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _shapes(model: nn.Module) -> str:

@@ -6,9 +6,10 @@ augmentation and the teachers' forward passes. The tensors are those of the firs
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -22,6 +23,36 @@ if TYPE_CHECKING:
     from limbeck.data import Batch, DataBundle, Stream
 
 KEPT_BYTES = 256 * 2**20  # of batches, in each process; those that find no room are made anew for each run
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedStream:
+    """A stream whose batches lie as the networks want them.
+
+    Attributes:
+        stream: Makes the batches.
+        device: Where the places of the samples go too, which the draws leave on the CPU; nobody waits for them.
+        channels_last: Memory format of the images.
+    """
+
+    stream: Stream
+    device: torch.device
+    channels_last: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return self.stream.steps_per_epoch
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from a step on."""
+        for batch in self.stream.batches(epoch, start_step):
+            indices = batch.indices.to(self.device, non_blocking=True)
+            second = None if batch.second is None else self._laid_out(batch.second)
+            yield replace(batch, images=self._laid_out(batch.images), indices=indices, second=second)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
 @dataclass(eq=False)
@@ -122,7 +153,7 @@ class ViewStore:
 def open_run_stream(recipe: Recipe, data: DataBundle) -> Stream:
     """Return the training batches of a run."""
     train = recipe.train
-    return open_stream(
+    stream = open_stream(
         data,
         recipe.data.augment,
         batch_size=train.batch_size,
@@ -133,3 +164,4 @@ def open_run_stream(recipe: Recipe, data: DataBundle) -> Stream:
         rank=ranks.here().rank,
         world=ranks.here().world,
     )
+    return PlacedStream(stream, data.device, train.channels_last)

@@ -107,7 +107,7 @@ class ContrastSampler(nn.Module):
     def _order_of_epoch(self, device: torch.device) -> _Order:
         if self._order is None or self._order.samples.device != device:
             count = len(self.labels)
-            samples = draws.permutation(self.seed, self.epoch, count, "contrast order").to(device)
+            samples = draws.permutation(self.seed, self.epoch, count, "contrast order").to(device, non_blocking=True)
             ranks = torch.arange(count, device=device)
             places = torch.empty_like(samples)
             places[samples] = ranks
