@@ -294,7 +294,7 @@ def teacher_of_mnist5k(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gkl", "wkd", "gkl-at"])
 def test_two_ranks_repeat_an_epoch_of_mnist5k(name, teacher_of_mnist5k, tmp_path):
-    data = {"name": "mnist5k", "labels_per_class": 280, "validation": 0.02, "augment": {"crop_padding": 2}}
+    data = {"name": "mnist5k", "labels_per_class": 280, "validation": 0.1, "augment": {"crop_padding": 2}}
     train_options = {"epochs": 1, "batch_size": 96}
     shared = {"data": data, "train": train_options, "optimizer": {"learning_rate": 0.02}}
     if name == "gkl-at":
@@ -304,6 +304,9 @@ def test_two_ranks_repeat_an_epoch_of_mnist5k(name, teacher_of_mnist5k, tmp_path
     one, two = on_one_and_on_two_ranks(content, tmp_path)
     assert len(curve(one)) == 30  # 2,800 images; the last batch has sixteen
     assert curve(two) == pytest.approx(curve(one), rel=1e-4)
+    measured = [run_folder.read_results(run)["last"]["validation"] for run in (one, two)]
+    assert measured[0]["samples"] == 350  # two batches, one of each rank
+    assert measured[1] == pytest.approx(measured[0], rel=1e-2)
     if name != "wkd":
         priors = [next(value for key, value in losses_of(run).items() if key.endswith(".prior")) for run in (one, two)]
         # Measured 0 and 2e-7; an attack's sign turns the rounding of a small gradient into a pixel's whole step.

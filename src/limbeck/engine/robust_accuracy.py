@@ -34,12 +34,12 @@ def robust_accuracy(model: nn.Module, source: Samples, options: AdversaryOptions
         place: Several ranks share the batches, and all get the same share.
     """
     climb, steps = _attack(options.validation_attack)
-    correct, first = [], 0
+    correct, first = [], place.rank * EVALUATION_BATCH
     with attack_mode(model, "eval"):
-        for number, images in enumerate(source.batches(EVALUATION_BATCH)):
-            there = slice(first, first := first + len(images))
-            if number % place.world != place.rank:
-                continue
+        for images in source.batches(EVALUATION_BATCH, place.rank, place.world):
+            there = slice(first, first + len(images))
+            # A user's own batches have sizes of their own, but are not shared among ranks.
+            first += len(images) if place.world == 1 else place.world * EVALUATION_BATCH
             labels = source.labels[there].to(images.device)
             adversarial = pgd(
                 model,
