@@ -5,6 +5,8 @@ All images are of one seed. Among them are a grey one, one in CMYK, one with a p
 
 from __future__ import annotations
 
+import io
+import tarfile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +57,24 @@ def write_shifted(root: Path, *, count: int = 2) -> dict[str, str]:
         for label, name in enumerate(classes):
             write_class(root / test / name, label, count, seed=10_000 * (seed + 1) + label)
     return {test: str(root / test) for test in names}
+
+
+def write_shards(root: Path, *, shards: int = 4, samples: int = 6) -> str:
+    """Write shards as WebDataset's writer does, `train-0000.tar` and on; return their pattern.
+
+    Sample k of all has the key `sample_k`; its class is k modulo ten.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        with tarfile.open(root / f"train-{shard:04d}.tar", "w") as tar:
+            for number in range(shard * samples, (shard + 1) * samples):
+                content = io.BytesIO()
+                picture(number % 10, number, SIZES[number % len(SIZES)]).save(content, "JPEG", quality=90)
+                for name, value in (("cls", str(number % 10).encode()), ("jpg", content.getvalue())):
+                    member = tarfile.TarInfo(f"sample_{number}.{name}")
+                    member.size = len(value)
+                    tar.addfile(member, io.BytesIO(value))
+    return str(root / f"train-{{0000..{shards - 1:04d}}}.tar")
 
 
 def write_class(folder: Path, label: int, count: int, seed: int) -> None:

@@ -109,7 +109,18 @@ QUICK = (
 )  # help and errors must answer at once
 HEAVY = {"torch", "numpy", "scipy", "safetensors"}
 # Imported where they are used.
-OPTIONAL = {"autoattack", "pyautoattack", "scipy", "sklearn", "mlxtend", "tensorboard", "matplotlib", "triton", "PIL"}
+OPTIONAL = {
+    "autoattack",
+    "pyautoattack",
+    "scipy",
+    "sklearn",
+    "mlxtend",
+    "tensorboard",
+    "matplotlib",
+    "triton",
+    "PIL",
+    "webdataset",
+}
 OPTIONAL |= {"timm", "torchvision", "transformers"}
 
 

@@ -113,6 +113,12 @@ class DataOptions(Options):
         None, description="Lines `path label` of imagenet_lt, places_lt or inaturalist18; null is its published name."
     )
     test_list: str | None = Field(None, description="As `train_list`, of the test images.")
+    shards: str | None = Field(
+        None,
+        description="imagenet and image_folder: tar files of training images as WebDataset writes them, such as "
+        "train-{0000..0146}.tar, in place of the folder train.",
+    )
+    samples: Annotated[int, Field(ge=1)] | None = Field(None, description="Images of an epoch of `shards`.")
     image_size: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Side in pixels of what the network sees: images in files are cropped to it, null is 224; those in "
@@ -185,7 +191,7 @@ class DataOptions(Options):
     @property
     def full_batches(self) -> bool:
         """Whether all batches of an epoch are full, whatever `train.drop_last` says."""
-        return self.generated is not None or self.repeats > 1
+        return self.generated is not None or self.shards is not None or self.repeats > 1
 
     @model_validator(mode="after")
     def _stored_images(self) -> DataOptions:
@@ -200,6 +206,24 @@ class DataOptions(Options):
         if self.generated is not None and (self.stored or self.repeats > 1):
             what = f"the images of `{self.name}` are in files" if self.stored else "`repeats` is above 1"
             raise ValueError(f"`generated` expected null where {what}")
+        return self
+
+    @model_validator(mode="after")
+    def _shards(self) -> DataOptions:
+        if (self.shards is None) != (self.samples is None):
+            raise ValueError("`shards` and `samples` expected each other, got one of them")
+        if self.shards is None:
+            return self
+        if self.name not in ("imagenet", "image_folder"):
+            raise ValueError(f"`shards` belong to imagenet and image_folder, got `{self.name}`")
+        asked = {
+            "imbalance": self.imbalance > 1,
+            "labels_per_class": self.labels_per_class is not None,
+            "repeats": self.repeats > 1,
+            "groups": self.groups is not None,
+        }
+        if known := [name for name, given in asked.items() if given]:
+            raise ValueError(f"`{known[0]}` needs to know each image before it is read, so `shards` expected null")
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from limbeck.data.generated import MixedSource, open_generated
 from limbeck.data.groups import class_groups
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
 from limbeck.data.mixing import mix
+from limbeck.data.shards import ShardSource
 from limbeck.data.shifted import ShiftedTest
 from limbeck.data.sources import DataBundle, Pixels, Samples, Source, fingerprint, normalise
 from limbeck.data.splits import split
@@ -39,6 +40,7 @@ __all__ = [
     "ImageStream",
     "Pixels",
     "Samples",
+    "ShardSource",
     "ShiftedTest",
     "Source",
     "StoredSource",
@@ -120,7 +122,9 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
 def _stored(options: DataOptions, told: Callable[[str], None]) -> DataBundle:
     found = open_stored(options, told)
     digest = hashlib.sha256(" ".join(part.fingerprint for part in found[:3]).encode()).hexdigest()
-    counts = found.train.labels.bincount(minlength=found.num_classes)
+    counts = torch.empty(0, dtype=torch.int64)
+    if isinstance(found.train, StoredSource):
+        counts = found.train.labels.bincount(minlength=found.num_classes)
     return DataBundle(
         name=options.name,
         train=found.train,

@@ -18,7 +18,7 @@ from limbeck.draws import integers
 from limbeck.errors import UserError, missing_extra, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from PIL.Image import Image
     from torch import Tensor
@@ -128,10 +128,23 @@ def train_views(files: ImageFiles, places: Tensor, keys: Tensor, crops: tuple[Cr
     Raises:
         UserError: A file is missing or no image, or Pillow is not installed.
     """
-    opened = list(_open(files, places))
+    return views_of(list(_open(files, places)), keys, crops)
+
+
+def views_of(opened: Sequence[tuple[Image, str]], keys: Tensor, crops: tuple[Crop, ...]) -> tuple[Tensor, ...]:
+    """Return one or two views of images, as `train_views` does.
+
+    Args:
+        opened: Images of which the first bytes are read, and what they are called.
+        keys: See `train_views`.
+        crops: See `train_views`.
+
+    Raises:
+        UserError: An image is damaged.
+    """
     sizes = torch.tensor([(image.height, image.width) for image, _ in opened]).view(-1, 2)
     makers = [crop.draw(sizes, keys) for crop in crops]
-    outputs = [_empty(len(places), crop.view.size) for crop in crops]
+    outputs = [_empty(len(opened), crop.view.size) for crop in crops]
     for position, (image, path) in enumerate(opened):
         whole = rgb(image, path)
         for make, output in zip(makers, outputs, strict=True):
@@ -150,7 +163,7 @@ def _open(files: ImageFiles, places: Tensor) -> Iterable[tuple[Image, str]]:
         try:
             yield Image.open(path), path
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise _broken(path, error) from error
+            raise broken(path, error) from error
 
 
 def rgb(image: Image, path: str) -> Image:
@@ -163,10 +176,11 @@ def rgb(image: Image, path: str) -> Image:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, struct.error) as error:
-        raise _broken(path, error) from error
+        raise broken(path, error) from error
 
 
-def _broken(path: str, error: Exception) -> UserError:
+def broken(path: str, error: Exception) -> UserError:
+    """Return the error of a file that is no image, or a damaged one."""
     words = "no image that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else reason(error)
     return UserError(f"{path} cannot be decoded ({words}); put a whole file in its place, or delete it for a new run")
 

@@ -53,25 +53,57 @@ def in_order(pieces: Pieces, steps: Sequence[int], *, workers: int, device: torc
     Raises:
         UserError: A piece cannot be made.
     """
+    numbers = [step * pieces.parts + part for step in steps for part in range(pieces.parts)]
+    made = started(_Numbered(pieces), numbers, workers=workers, device=device)
+    for _ in steps:
+        parts = [next(made) for _ in range(pieces.parts)]
+        yield [put_together(views, device) for views in zip(*parts, strict=True)]
+    ended(made)
+
+
+def started(
+    pieces: Dataset[tuple[Tensor, ...] | UserError],
+    numbers: Sequence[int] | None = None,
+    *,
+    workers: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield pieces in order, on the CPU.
+
+    Args:
+        pieces: Pieces by number, or as an iterable of them.
+        numbers: Which pieces; None where they are an iterable.
+        workers: See `in_order`.
+        device: Where the pieces will be moved.
+
+    Raises:
+        UserError: A piece is one.
+    """
     loader: DataLoader[tuple[Tensor, ...] | UserError] = DataLoader(
-        _Numbered(pieces),
+        pieces,
         batch_size=None,
-        sampler=[step * pieces.parts + part for step in steps for part in range(pieces.parts)],
+        sampler=numbers,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_begin,
         generator=torch.Generator(),
     )
-    made = iter(loader)
-    for _ in steps:
-        parts = []
-        for _ in range(pieces.parts):
-            piece = next(made)
-            if isinstance(piece, UserError):
-                raise piece
-            parts.append([images.to(device, non_blocking=True) for images in piece])
-        yield [torch.cat(views).permute(0, 3, 1, 2).contiguous() for views in zip(*parts, strict=True)]
+    for piece in loader:
+        if isinstance(piece, UserError):
+            raise piece
+        yield piece
+
+
+def ended(made: Iterator[object]) -> None:
+    """Let the processes of an iterator end in order, now that it has nothing left."""
+    for _ in made:
+        raise AssertionError("a piece more than there are")
+
+
+def put_together(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return parts of images, uint8 `(N, H, W, C)`, as a tensor `(N, C, H, W)` on a device, without waiting."""
+    return torch.cat([part.to(device, non_blocking=True) for part in parts]).permute(0, 3, 1, 2).contiguous()
 
 
 def share_of_cores() -> int:

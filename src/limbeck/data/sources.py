@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from limbeck.config import AugmentOptions
     from limbeck.data.loader import Epochs, Portion
+    from limbeck.data.shards import ShardSource
     from limbeck.data.shifted import ShiftedTest
     from limbeck.data.stored import StoredSource
     from limbeck.data.user import UserTraining
@@ -172,7 +173,8 @@ class DataBundle:
         test: What is reported; empty only where a user's own loaders have none.
         num_classes: Number of classes.
         image_shape: Shape of one sample as the network sees it, `(C, H, W)` for images.
-        class_counts: Training samples of each class, int64 `(C,)` on the CPU; empty where a user's loader hides them.
+        class_counts: Training samples of each class, int64 `(C,)` on the CPU; empty where a user's loader or
+            shards hide them.
         fingerprint: SHA-256 of all images and labels in hexadecimal; a run resumes on equal data only. Of images in
             files it is of their names and sizes.
         device: Where the tensors lie.
@@ -181,7 +183,7 @@ class DataBundle:
     """
 
     name: str
-    train: Source | StoredSource | UserTraining
+    train: Source | StoredSource | ShardSource | UserTraining
     validation: Samples
     test: Samples
     num_classes: int

@@ -86,7 +86,7 @@ class StoredSource:
 
     def left(self, options: AugmentOptions) -> AugmentOptions:
         """Return which augmentations are left to do when images are read."""
-        return options.model_copy(update={"resized_crop": None, "flip": options.flip and not flips_here(options)})
+        return left_to_batches(options)
 
     def batches(self, size: int, first: int = 0, every: int = 1) -> Iterator[Tensor]:
         """Yield the test views in order, normalised, `size` at a time; every so many of these batches, from `first` on.
@@ -104,6 +104,11 @@ class StoredSource:
         steps = range(first, math.ceil(len(places) / size), every)
         for images, *_ in in_order(pieces, steps, workers=self.workers, device=self.device):
             yield normalise(images, self.pixels)
+
+
+def left_to_batches(options: AugmentOptions) -> AugmentOptions:
+    """Return which augmentations are left to do after images are decoded, cut, resized and flipped."""
+    return options.model_copy(update={"resized_crop": None, "flip": options.flip and not flips_here(options)})
 
 
 @dataclass(frozen=True, eq=False)

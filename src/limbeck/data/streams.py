@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from limbeck.data.augment import augment
 from limbeck.data.loader import Batch, Epochs
 from limbeck.data.mixing import draw_mixing
+from limbeck.data.shards import ShardSource
 from limbeck.data.sources import Source
 from limbeck.data.stored import StoredSource
 from limbeck.draws import key
@@ -51,7 +52,7 @@ class ImageStream:
         world: Number of ranks.
     """
 
-    source: Source | StoredSource
+    source: Source | StoredSource | ShardSource
     options: AugmentOptions
     num_classes: int
     batch_size: int
@@ -144,13 +145,14 @@ def open_stream(
         UserError: A second view of a user's own loader is asked for, or several ranks are to read one; or the batch
             size is no multiple of `repeats`.
     """
-    if isinstance(data.train, Source | StoredSource):
+    if isinstance(data.train, Source | StoredSource | ShardSource):
         if batch_size % repeats:
             raise UserError(
                 f"`train.batch_size` expected a multiple of `data.repeats`, {repeats}, got {batch_size}; change either"
             )
+        full = drop_last or isinstance(data.train, ShardSource)
         return ImageStream(
-            data.train, options, data.num_classes, batch_size, drop_last, seed, second_view, repeats, rank, world
+            data.train, options, data.num_classes, batch_size, full, seed, second_view, repeats, rank, world
         )
     if world > 1:
         raise UserError("several ranks share data that a recipe names; your own loader trains in one process")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from limbeck.data import Source, StoredSource
+from limbeck.data import ShardSource, Source, StoredSource
 from limbeck.draws import uniform
 from limbeck.engine.given import device_of
 from limbeck.engine.metrics import EVALUATION_BATCH
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from limbeck.engine.progress import Reporter
     from limbeck.interrelation_files import InterrelationRequest
 
-Training: TypeAlias = "Source | StoredSource | UserTraining"
+Training: TypeAlias = "Source | StoredSource | ShardSource | UserTraining"
 MOST = 500  # samples of each class that are paired, unless one asks for more
 FEWEST = 10  # below, a default is none
 LIMIT = 10 * 2**30  # bytes of what is kept of the features
@@ -48,6 +48,8 @@ class Reading(NamedTuple):
         if isinstance(self.source, Source | StoredSource):
             places = torch.arange(len(self.source)) if chosen is None else chosen
             parts, steps = _of_images(self.source, places), -(-len(places) // EVALUATION_BATCH)
+        elif isinstance(self.source, ShardSource):
+            raise UserError("interrelations are of images in files or in memory; set `data.shards` to null")
         else:
             stream = self.source.stream(0, device)
             parts, steps = ((each.images, each.labels, each.indices) for each in stream.batches(1)), len(self.source)
