@@ -11,6 +11,7 @@ import torch
 from limbeck.config_files import load_recipe
 from limbeck.engine import run_folder
 from limbeck.engine.fit import fit
+from limbeck.network_names import is_prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,13 @@ SHORT = {
 }
 # The last map of 64 pixels has 2 x 2 positions, that of the recipes' 224 has 7 x 7, with room for these.
 LARGEST = {"grid": 1, "pool": 2}
+
+
+def of_another_library(name: str) -> bool:
+    """Whether a recipe names a network of timm, torchvision or transformers."""
+    recipe = load_recipe(name)
+    networks = [recipe.model, *(teacher.model for teacher in recipe.teachers)]
+    return any(network is not None and is_prefixed(network.name) for network in networks)
 
 
 def terms_of(name: str) -> list[Term]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cifar_archives import write_cifar
+from recipe_steps import of_another_library
 from safetensors.torch import save_file
 
 from limbeck.analysis.published import compare_with_paper
@@ -72,7 +73,7 @@ def columns(table):
 PUBLISHED = columns(SAME_FAMILY) | columns(TWO_FAMILIES)
 SETTINGS = {line.split()[0]: line.split()[1:] for line in CONFIGURATIONS.strip().splitlines()}
 CIFAR = [name for name in recipe_names() if name.split("/")[1] == "cifar100"]
-CIFAR = [name for name in CIFAR if load_recipe(name).task != "adversarial"]
+CIFAR = [name for name in CIFAR if load_recipe(name).task != "adversarial" and not of_another_library(name)]
 ABLATIONS_OF_WKD = [name for name in CIFAR if name.startswith("ablations/cifar100/wkd-")]
 WKD = [name for name in CIFAR if name.startswith("distill/cifar100/wkd-")]
 SELF = ["teacher/cifar100/resnet18", "supervised/cifar100/self-distillation", "distill/cifar100/born-again-resnet18"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from safetensors.torch import save_file
 
 from limbeck.config import ModelOptions
 from limbeck.config_files import load_recipe, recipe_names
+from limbeck.data import build_data
+from limbeck.engine.fit import plan_teachers
 from limbeck.functional.interrelations import cost_from_interrelations, uniform_interrelations
 from limbeck.models import build_model
 from limbeck.objectives.build import Facts
@@ -133,3 +136,32 @@ def test_the_losses_of_all_rows_fit_the_maps_of_224_pixels(name):
 
 def uniform_cost(position: int, term: Any) -> torch.Tensor:
     return cost_from_interrelations(uniform_interrelations(CLASSES).float(), sharpness=term.sharpness)
+
+
+# --- what the commands make of them ---
+
+
+def test_a_teacher_is_trained_on_the_images_that_its_student_was_given(images):
+    given = {"data.folder": images, "data.image_size": SIDE, "data.test_resize": 72, "data.workers": 1}
+    given |= {"data.train_list": "mine.txt", "train.device": "cpu"}
+    recipe = load_recipe("distill/imagenet-lt/resnext101_32x4d-resnet18", [f"{k}={v}" for k, v in given.items()])
+    ((source, teacher),) = plan_teachers(recipe)
+    assert source is None
+    assert teacher.model.name == "resnext101_32x4d"
+    assert teacher.data == recipe.data
+
+
+def test_runs_side_by_side_decode_in_their_own_processes(images):
+    """A comparison's worker is a daemon, and a daemon may have no children."""
+    source = build_data(
+        load_recipe(LARGE[0], [f"data.folder={images}", "data.workers=2", "data.shifted_tests={}"]).data
+    )
+    process = multiprocessing.get_context("fork").Process(target=read_once, args=(source.test,), daemon=True)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def read_once(source: Any) -> None:
+    torch.set_num_threads(1)
+    assert len(next(source.batches(CLASSES))) == CLASSES

@@ -10,6 +10,11 @@ from limbeck.objectives.terms import term_weight
 TABLE_V = ["distill/imagenet/resnet34-resnet18", "distill/imagenet/resnet50-mobilenet_v1"]
 TABLE_4 = ["distill/imagenet/wkd-resnet34-resnet18", "distill/imagenet/wkd-resnet50-mobilenet_v1"]
 TABLE_7 = ["distill/imagenet/wkd-born-again-resnet18", "supervised/imagenet/self-distillation"]
+STRONG = "distill/imagenet/strong-beitv2_large-resnet50"
+TABLE_6 = [
+    f"distill/cifar100/{pair}"
+    for pair in ("swin_t-resnet18", "vit_s-resnet18", "vit_s-mobilenet_v2", "convnext_t-deit_t", "convnext_t-swin_p")
+]
 LONG_TAILED = [name for name in recipe_names() if name.split("/")[1] == "imagenet-lt"]
 
 # Per table, per row: the paper's top-1, in the order of the recipes.
@@ -63,6 +68,23 @@ FIGURES = {
         frskd   -     70.17
         zipf    -     70.30
         uskd    -     70.75
+        """,
+    ),
+    "WKD Table 6": (
+        TABLE_6,
+        """
+        teacher 89.26 92.04 92.04 88.41 88.41
+        student 74.01 74.01 73.68 68.00 72.63
+        kd      78.74 77.26 72.77 72.99 76.44
+        dkd     80.26 78.10 69.80 74.60 76.80
+        dist    77.75 76.49 72.54 73.55 76.41
+        ofa     80.54 80.15 78.45 75.76 78.32
+        wkd_l   81.42 80.81 79.04 76.11 78.94
+        fitnet  78.87 77.71 73.54 60.78 24.06
+        cc      74.19 74.26 70.67 68.01 72.63
+        rkd     74.11 73.72 68.46 69.79 71.73
+        crd     77.63 76.60 78.14 65.94 67.09
+        wkd_f   81.57 81.12 79.11 73.27 74.80
         """,
     ),
     "GKL Tables II, VI and XXII": (
@@ -215,3 +237,43 @@ def test_the_grid_of_powers_is_the_same_for_both_kinds_of_weights():
     found = {(term.prior, term.weight_power) for row, (_, term) in rows.items() if row != "kl"}
     assert found == {(prior, power) for prior in ("sample", "class") for power in (1.0, 0.5, 0.3)}
     assert rows["class_0_3"] == rows_of("distill/imagenet-lt/resnext101_32x4d-resnet18")["gkl"]
+
+
+@pytest.mark.parametrize("name", TABLE_6)
+def test_weights_of_wkds_table_6_are_ofas_or_of_the_papers_grids(name):
+    recipe, rows = load_recipe(name), rows_of(name)
+    assert [rows[row][1].weight for row in ("kd", "dkd", "dist", "ofa", "fitnet", "cc", "rkd", "crd")] == [
+        *(1.0, 1.0, 1.0, 1.0, 1.0, 0.02, 1.0, 1.0)
+    ]
+    assert {rows[row][1].temperature for row in ("kd", "dkd", "dist", "ofa")} == {1.0}
+    assert options(rows["dkd"][1], "target_weight", "rest_weight") == (1.0, 2.0)
+    assert options(rows["rkd"][1], "distance_weight", "angle_weight") == (25.0, 50.0)
+    assert options(rows["wkd_l"][1], "temperature", "sharpness", "iterations", "target_weight") == (2.0, 1.0, 10, 1.0)
+    assert rows["wkd_l"][1].transport_weight in (50, 100, 150, 200)
+    assert options(rows["wkd_f"][1], "mean_weight", "grid", "projector", "features") == (2.0, 1, "linear", ("last",))
+    assert rows["wkd_f"][1].weight in (0.01, 0.02, 0.04, 0.08)
+    assert options(recipe.train, "epochs", "batch_size") == (300, 512)
+    convolutional = name.endswith(("resnet18", "mobilenet_v2"))
+    assert options(recipe.optimizer, "name", "learning_rate") == (
+        ("sgd", 0.025) if convolutional else ("adamw", 2.5e-4)
+    )
+    assert (recipe.optimizer.weight_decay, recipe.schedule.name, recipe.data.image_size) == (2e-3, "cosine", 224)
+
+
+def test_the_strong_recipe_is_strategy_a2_of_vanilla_kd():
+    recipe, rows = load_recipe(STRONG), rows_of(STRONG)
+    optimizer, augment = recipe.optimizer, recipe.data.augment
+    assert options(optimizer, "name", "learning_rate", "weight_decay", "clip_norm") == ("lamb", 5e-3, 0.02, 1.0)
+    assert not optimizer.decay_norms_and_biases
+    assert options(recipe.train, "epochs", "batch_size", "precision") == (300, 2048, "bf16")
+    assert options(recipe.schedule, "name", "warmup_epochs", "final_factor") == ("cosine", 5.0, 2e-4)
+    assert options(augment, "mixup", "cutmix", "resized_crop", "flip") == (0.1, 1.0, (0.08, 1.0), True)
+    strengths = options(augment, "rand_augment_operations", "rand_augment_magnitude", "rand_augment_spread")
+    assert strengths == (2, 3 * 7, 3 * 0.5)  # of 30, and timm's 7 and 0.5 of 10
+    assert augment.rand_augment_probability == 0.5
+    assert options(recipe.data, "repeats", "test_resize") == (3, int(224 / 0.95))
+    assert recipe.model.stochastic_depth == 0.05
+    for terms in rows.values():
+        assert options(terms[0], "name", "binary", "label_smoothing", "weight") == ("cross_entropy", True, 0.0, 1.0)
+        assert options(terms[1], "weight", "temperature") == (1.0, 1.0)
+    assert recipe.compare.published.rows == {"kd": 80.89, "dkd": 80.77, "dist": 80.70, "ikl": 80.98, "gkl": 80.98}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from recipe_steps import of_another_library
 from torch import Tensor
 
 from limbeck.config import ModelOptions
@@ -21,6 +22,7 @@ FOLDER = "distill/cifar100/"
 WKD = ["wkd-resnet32x4-resnet8x4", "wkd-wrn_40_2-shufflenet_v1"]
 OTHERS = [FOLDER + name for name in [*WKD, "born-again-resnet18"]]
 PAIRS = [name for name in recipe_names() if name.startswith(FOLDER) and name not in OTHERS]
+PAIRS = [name for name in PAIRS if not of_another_library(name)]  # those are in tests/zoo
 ABLATIONS = [name for name in recipe_names() if name.startswith("ablations/cifar100/wkd-")]
 SELF = "supervised/cifar100/self-distillation"
 

@@ -5,6 +5,7 @@ What a piece is made of is arithmetic, so nothing depends on how many processes 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
@@ -47,7 +48,7 @@ def in_order(pieces: Pieces, steps: Sequence[int], *, workers: int, device: torc
     Args:
         pieces: What makes them; it goes to other processes, so it holds nothing that lies on an accelerator.
         steps: Which steps, in order.
-        workers: Processes; 0 makes all in this one.
+        workers: Processes; 0 makes all in this one, as does a run that a comparison trains beside others.
         device: Where the images are moved, without waiting for them.
 
     Raises:
@@ -83,7 +84,7 @@ def started(
         pieces,
         batch_size=None,
         sampler=numbers,
-        num_workers=workers,
+        num_workers=0 if multiprocessing.current_process().daemon else workers,  # a daemon may have no children
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_begin,

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from limbeck.engine.given import Given
     from limbeck.engine.teachers import TeacherSource
 
+# Options of the data that a teacher's recipe takes from its student's, where both name the same images.
+OF_THE_SAME_IMAGES = ("split_seed", "folder", "train_list", "test_list", "workers", "image_size", "test_resize")
+
 
 def fit(recipe: Recipe, run: Path, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
     """Train a recipe, or go on where its run was interrupted.
@@ -308,8 +311,8 @@ def _teacher_recipe(name: str, student: Recipe) -> Recipe:
     teacher = load_recipe(name)
     if teacher.data.name != student.data.name:
         return teacher
-    data = teacher.data.model_copy(update={"split_seed": student.data.split_seed, "folder": student.data.folder})
-    return teacher.model_copy(update={"data": data})
+    same = {name: getattr(student.data, name) for name in OF_THE_SAME_IMAGES}
+    return teacher.model_copy(update={"data": teacher.data.model_copy(update=same)})
 
 
 def _ready(options: TeacherOptions, student: Recipe) -> TeacherSource | None:
