@@ -28,6 +28,7 @@ COMMAND_LINE = {
     "demo",
     "interrelation_commands",
     "listings",
+    "network_commands",
     "present",
 }
 TERMS = {path.stem for path in PACKAGE.glob("config_terms*.py")}

@@ -11,6 +11,7 @@ import typer
 
 from limbeck.errors import UserError
 from limbeck.interrelation_commands import interrelations
+from limbeck.network_commands import Weights, export, models
 
 app = typer.Typer(
     add_completion=False,
@@ -51,14 +52,6 @@ Ranks = Annotated[
 DataFolder = Annotated[
     Path | None, typer.Option("--folder", metavar="FOLDER", help="Data folder.", show_default="$LIMBECK_DATA, or data")
 ]
-
-
-class Weights(str, Enum):
-    """Which weights of a run are evaluated."""
-
-    last = "last"
-    best = "best"
-    ema = "ema"
 
 
 class Norm(str, Enum):
@@ -324,6 +317,8 @@ def plot(
 
 
 app.command()(interrelations)
+app.command()(export)
+app.command()(models)
 
 
 @data.callback()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -22,6 +23,7 @@ from limbeck.config_terms_relations import RELATIONS_TERMS
 from limbeck.config_terms_self import SELF_TERMS
 from limbeck.config_terms_transport import TRANSPORT_TERMS
 from limbeck.errors import UserError
+from limbeck.network_names import EXTRAS, PREFIXES, ZOO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -81,6 +83,23 @@ def print_recipe(name: str) -> None:
     """Print a recipe's header and its resolved options, as YAML that `limbeck train` reads."""
     recipe = load_recipe(name)
     say("\n".join([*read_header(find_recipe(name)), dump(recipe).rstrip()]))
+
+
+def print_models() -> None:
+    """Print the networks' names, and how those of other libraries are called and whether these are here."""
+    say("Here, for `model.name`:")
+    _print_block(", ".join(ZOO), indent=2)
+    say("Of other libraries, for students and teachers:")
+    rows = [
+        (
+            f"{prefix}:NAME",
+            library,
+            "here" if find_spec(library) else f'not here; pip install "limbeck[{EXTRAS[prefix]}]"',
+        )
+        for prefix, library in PREFIXES.items()
+    ]
+    print_table(("name", "library", ""), rows)
+    say("hf:NAME is a repository, a kind such as vit, or a folder with config.json.")
 
 
 def print_losses() -> None:

@@ -41,6 +41,7 @@ ZOO = (
 DEEP_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d")  # ImageNet's ResNets
 # Before the name of a network of another library.
 PREFIXES = {"timm": "timm", "tv": "torchvision", "hf": "transformers"}
+EXTRAS = {"timm": "timm", "tv": "vision", "hf": "hf"}  # what to install for them
 PREFIXED = "timm:NAME, tv:NAME or hf:NAME"
 PRETRAINED = "pretrained"  # for `weights`: the library's own
 

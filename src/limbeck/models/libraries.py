@@ -15,14 +15,13 @@ from torch import nn
 from limbeck.errors import UserError, install, missing_extra
 from limbeck.models.prefixed import PrefixedNetwork, Standardisation
 from limbeck.models.weights import other_head
-from limbeck.network_names import PREFIXES
+from limbeck.network_names import EXTRAS, PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from limbeck.config_models import ModelOptions
 
-EXTRAS = {"timm": "timm", "tv": "vision", "hf": "hf"}
 IMAGENET = Standardisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Published sizes of networks that timm does not name: a network of timm, and what is other in it.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
