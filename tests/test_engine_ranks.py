@@ -321,3 +321,14 @@ def test_ranks_with_batch_norms_of_their_own_are_perturbed_alike(tmp_path):
     seen = torch.load(tmp_path / "seen.pt")
     assert len(seen) == 2 * len(curve(tmp_path / "run"))
     assert max(seen) == 0
+
+
+def test_a_checkpoint_between_two_lines_of_the_log_has_the_statistics_of_all_ranks(teacher, tmp_path):
+    save = {"log_every": 1000, "every_steps": 3, "every_epochs": 5}
+    train_options = {"epochs": 3, "batch_size": 32, "refresh_every": 1000}
+    content = options(teacher, LOSSES["gkl"], train=train_options, save=save)
+    one, two = on_one_and_on_two_ranks(content, tmp_path)
+    (counts,) = (value for name, value in losses_of(two).items() if name.endswith("counts"))
+    assert counts.sum() == 3 * 130
+    pending = [next(v for name, v in losses_of(run).items() if name.endswith("pending")) for run in (one, two)]
+    torch.testing.assert_close(pending[1], pending[0], rtol=0, atol=1e-6)

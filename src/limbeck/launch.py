@@ -39,7 +39,7 @@ def launch(arguments: Sequence[str], ranks: int) -> int:
     """
     port = _free_port()
     with ExitStack() as stack:
-        # What is wrong is wrong on all ranks, most often: the first one says it.
+        # What is wrong is wrong on all ranks, most often, and the first one says it.
         words = [None, *(stack.enter_context(TemporaryFile()) for _ in range(ranks - 1))]
         processes = [_start(arguments, rank, ranks, port, said) for rank, said in enumerate(words)]
         previous = {number: signal.signal(number, _hand_on(processes)) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -48,7 +48,8 @@ def launch(arguments: Sequence[str], ranks: int) -> int:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if failed and (said := words[failed[0]]):
+        # With the same exit code the first rank has said the same.
+        if failed and (said := words[failed[0]]) and processes[0].returncode != failed[1]:
             said.seek(0)
             sys.stderr.write(said.read().decode(errors="replace"))
     if failed is None:

@@ -1,7 +1,7 @@
 """The loop. What changes while a run trains, one step, one epoch, and the state that is saved.
 
-One process; the places where ranks come in are `epoch_batches` (rank and world), the share of a micro-batch (its
-samples over those of the whole step), and `synchronize` of the losses. There is no second loop for them.
+One process, or one of several ranks: they come in where batches are cut, where a micro-batch has a share (its samples
+over those of the whole step), and where losses synchronise. There is no second loop for them.
 """
 
 from __future__ import annotations
@@ -170,13 +170,20 @@ class Trainer:
             self.optimizer.step()
         for part, outcome in zip(parts, outcomes, strict=True):
             self.objective.after_step(part, outcome)
-        # At a fixed cadence, not before a save: sums over ranks depend on where they are cut, and saving must not.
-        self.objective.synchronize()
+        if self._ranks_meet:
+            self.objective.synchronize()
         if self.average is not None and self.recipe.train.ema_every == "step":
             self.average.update(self.step)
         values = [share * _values(part, outcome) for share, part, outcome in zip(shares, parts, outcomes, strict=True)]
         self.means.add(self.step, samples, self.ranks.sum(sum(values[1:], start=values[0])))
         self.reporter.step(self.step, samples)
+
+    @property
+    def _ranks_meet(self) -> bool:
+        """Whether ranks sum their statistics, of C² numbers, after this step, and may save: they know it unasked."""
+        save = self.recipe.save
+        wanted = self.step % save.log_every == 0 or bool(save.every_steps and self.step % save.every_steps == 0)
+        return self.ranks.world == 1 or wanted
 
     def _prepared(self, part: Batch) -> ObjectiveBatch:
         try:
@@ -214,14 +221,14 @@ class Trainer:
             self.objective.refresh()
         many_steps = save.every_steps is not None and self.step % save.every_steps == 0
         long_ago = save.every_seconds is not None and time.monotonic() - self.saved_at > save.every_seconds
-        asked = (self.ranks.world == 1 or self.step % save.log_every == 0) and self._asked_to_stop()
-        if asked or many_steps or long_ago:
+        asked = self._ranks_meet and self._asked_to_stop()
+        if asked or many_steps or (long_ago and self._ranks_meet):
             self.save()
         if asked:
             raise self._interrupted()
 
     def _asked_to_stop(self) -> bool:
-        """Whether a signal came to any rank; they agree on it at the steps that are logged, since it takes a wait."""
+        """Whether a signal came to any rank; they agree on it where they meet, since it takes a wait."""
         return self.ranks.any(self.stop.signal_name is not None, self.device)
 
     def _interrupted(self) -> Interrupted:
@@ -232,6 +239,8 @@ class Trainer:
         """Refresh the losses, look at the validation split, keep the best weights, and save if it is time."""
         if self.recipe.train.refresh_every == "epoch":
             self.objective.refresh()
+        else:
+            self.objective.synchronize()
         if self.average is not None and self.recipe.train.ema_every == "epoch":
             self.average.update(self.epoch)
         means = self.means.take("epoch")
