@@ -18,7 +18,7 @@ from limbeck.draws import integers
 from limbeck.errors import UserError, missing_extra, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from PIL.Image import Image
     from torch import Tensor
@@ -131,11 +131,11 @@ def train_views(files: ImageFiles, places: Tensor, keys: Tensor, crops: tuple[Cr
     return views_of(list(_open(files, places)), keys, crops)
 
 
-def views_of(opened: Sequence[tuple[Image, str]], keys: Tensor, crops: tuple[Crop, ...]) -> tuple[Tensor, ...]:
+def views_of(opened: list[tuple[Image, str]], keys: Tensor, crops: tuple[Crop, ...]) -> tuple[Tensor, ...]:
     """Return one or two views of images, as `train_views` does.
 
     Args:
-        opened: Images of which the first bytes are read, and what they are called.
+        opened: Images of which the first bytes are read, and what they are called; it is empty afterwards.
         keys: See `train_views`.
         crops: See `train_views`.
 
@@ -145,8 +145,8 @@ def views_of(opened: Sequence[tuple[Image, str]], keys: Tensor, crops: tuple[Cro
     sizes = torch.tensor([(image.height, image.width) for image, _ in opened]).view(-1, 2)
     makers = [crop.draw(sizes, keys) for crop in crops]
     outputs = [_empty(len(opened), crop.view.size) for crop in crops]
-    for position, (image, path) in enumerate(opened):
-        whole = rgb(image, path)
+    for position in range(len(keys)):
+        whole = rgb(*opened.pop(0))  # kept no longer, so that the next one is decoded to memory that is at hand
         for make, output in zip(makers, outputs, strict=True):
             _put(make(whole, position), output, position)
     return tuple(outputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,7 +93,8 @@ def write_index(root: Path, what: str, found: Kept, folders: Sequence[tuple[str,
         torch.save(content, temporary)
         temporary.replace(path)
     except (OSError, RuntimeError):
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _path(root: Path, what: str) -> Path:

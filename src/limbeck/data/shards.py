@@ -158,7 +158,7 @@ class _ShardPieces(IterableDataset["tuple[Tensor, ...] | UserError"]):
         from PIL import Image
 
         indices = torch.tensor([_index(sample.key) for sample in samples], dtype=torch.int64)
-        opened = []
+        opened: list[tuple[Image.Image, str]] = []
         for sample in samples:
             try:
                 opened.append((Image.open(io.BytesIO(sample.image)), sample.key))
