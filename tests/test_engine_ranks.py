@@ -71,7 +71,7 @@ def attacked(changes=None, **adversary):
 
 def train(file: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "limbeck", "train", str(file), "--run", str(run), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
 
 def on_one_and_on_two_ranks(content, tmp_path):
@@ -194,12 +194,14 @@ def test_a_mistake_of_all_ranks_is_their_line_and_their_exit_code(tmp_path, capf
 
 def limbeck(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "limbeck", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
 
 def test_two_ranks_share_the_attacks_on_a_run(tmp_path):
     pytest.importorskip("pyautoattack")
-    content = attacked(attacks=["pgd5"])
+    # 270 test images: two chunks of AutoAttack, two batches of everything else.
+    data = {"labels_per_class": 13, "standardise": False, "test": 0.15}
+    content = attacked({"data": data}, attacks=["pgd5"])
     fit(content, tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     for name, nproc in (("one", "1"), ("two", "2")):
