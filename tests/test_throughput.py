@@ -268,11 +268,13 @@ def test_each_batch_size_is_captured_by_itself(captured):
     assert len(captured) == 3
 
 
-def test_a_remembered_teacher_is_compiled_behind_its_memory(teacher, tmp_path, captured, monkeypatch):
+@pytest.mark.parametrize("layout", [False, True])
+def test_a_remembered_teacher_is_compiled_behind_its_memory(layout, teacher, tmp_path, captured, monkeypatch):
     calls = []
     forward = Compiled.forward
     monkeypatch.setattr(Compiled, "forward", lambda self, *inputs: (calls.append(1), forward(self, *inputs))[1])
-    options, resources = student(teacher, data=CROP, train={"teacher_compile": True}), Resources(ViewStore())
+    train = {"teacher_compile": True, "channels_last": layout}
+    options, resources = student(teacher, data=CROP, train=train), Resources(ViewStore())
     for name in ("first", "second"):
         train_run(options, tmp_path / name, resume=False, reporter=Reporter(), stop=StopRequest(), resources=resources)
     # The second run asks nobody.
