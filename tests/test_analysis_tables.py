@@ -94,6 +94,13 @@ def test_columns_that_no_run_can_fill_are_left_out(tmp_path):
     assert "best epoch" not in text
 
 
+def test_top5_stands_in_the_table_of_a_hundred_classes(tmp_path):
+    few, many = (fake_comparison(tmp_path / str(n), {"kl": [SEEDS]}, counts=[30] * n) for n in (10, 100))
+    assert "top-5" not in markdown(summarise(few))
+    assert "top-5, %" in markdown(summarise(many))
+    assert summarise(many).row("kl").top5.mean == 100
+
+
 def test_markdown_has_as_many_cells_in_every_line(comparison):
     table = [line for line in markdown(comparison).splitlines() if line.startswith("|")]
     assert len(table) == 2 + 5

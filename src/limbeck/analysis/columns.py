@@ -69,6 +69,7 @@ def _tested(
 def _beside(comparison: Comparison) -> list[Column]:
     rows = comparison.rows
     optional: list[tuple[str, int, list[Spread | None]]] = [
+        ("top-5, %", 2, [row.top5 for row in rows]),
         ("NLL, nats", 3, [row.nll for row in rows]),
         ("ECE, %", 2, [row.ece for row in rows]),
         ("agreement, %", 2, [row.agreement for row in rows]),

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from limbeck.analysis.robust import RobustRow
 
 
+TOP5_CLASSES = 100  # from so many on it says something
+
+
 @dataclass(frozen=True)
 class PlannedRow:
     """What comparison.json says of a row: its settings, for each the run folder of each seed, its own adversary."""
@@ -65,6 +68,7 @@ class Row:
     head: Spread | None
     tail: Spread | None
     groups: Mapping[str, Group] = field(default_factory=dict)
+    top5: Spread | None = None
     adversary: Mapping[str, Any] = field(default_factory=dict)
     robust: RobustRow | None = None
     judged: Judged = field(default_factory=Judged)
@@ -158,6 +162,7 @@ def _measured(
         head=head,
         tail=tail,
         groups=by_group,
+        top5=optional(by_seed, split, "top5", 100) if len(class_counts(by_seed[0])) >= TOP5_CLASSES else None,
         adversary=planned.adversary,
     )
 
