@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import signal
 import time
 
 import numpy as np
@@ -182,8 +183,6 @@ class Signals:
     parts = 1
 
     def make(self, step, part):
-        import signal
-
         ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         return (torch.full((1, 1, 1, 1), int(ignored), dtype=torch.uint8),)
 
@@ -192,6 +191,21 @@ def test_an_interruption_from_the_keyboard_is_the_runs_alone():
     cpu = torch.device("cpu")
     assert [int(images) for (images,) in in_order(Signals(), range(2), workers=1, device=cpu)] == [1, 1]
     assert [int(images) for (images,) in in_order(Signals(), range(1), workers=0, device=cpu)] == [0]
+
+
+class Killed:
+    """Ends its process as the system does that is out of memory."""
+
+    parts = 1
+
+    def make(self, step, part):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_one_line():
+    with pytest.raises(UserError, match=r"^a process that decodes images ended \(.*\); lower `data.workers`") as caught:
+        list(in_order(Killed(), range(2), workers=1, device=torch.device("cpu")))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

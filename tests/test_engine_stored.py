@@ -214,6 +214,10 @@ def test_repeated_views_of_files(folder):
     assert torch.equal(first, plain[0].images[:4].flatten(1))
 
 
-def test_a_batch_that_the_repeats_do_not_divide_is_refused(digits):
-    with pytest.raises(UserError, match=r"`train.batch_size` expected a multiple of `data.repeats`, 5, got 12"):
-        batches(digits, repeats=5)
+def test_a_batch_that_the_repeats_do_not_divide_is_full_all_the_same(digits):
+    """2,048 images in three views each are published; of the last image one view is left out."""
+    for batch in batches(digits, repeats=5):
+        assert len(batch.indices) == 12
+        assert sorted(batch.indices.unique(return_counts=True)[1].tolist()) == [4, 4, 4]
+    (batch, *_) = batches(digits, batch_size=11, repeats=5)
+    assert sorted(batch.indices.unique(return_counts=True)[1].tolist()) == [3, 4, 4]

@@ -90,7 +90,18 @@ def started(
         worker_init_fn=_begin,
         generator=torch.Generator(),
     )
-    for piece in loader:
+    pieces_made = iter(loader)
+    while True:
+        try:
+            piece = next(pieces_made, None)
+        except RuntimeError as error:  # a process was killed, such as for want of memory
+            words = str(error).partition("\n")[0]
+            raise UserError(
+                f"a process that decodes images ended ({words}); lower `data.workers`, or give it more memory, "
+                "of which /dev/shm is a part"
+            ) from error
+        if piece is None:
+            return
         if isinstance(piece, UserError):
             raise piece
         yield piece

@@ -166,7 +166,12 @@ class Epochs:
         order = source.order(self.seed, epoch, batch_size=self.batch_size, steps=self.steps)
         if self.repeats == 1:
             return order
-        return order[torch.arange(self.steps * self.batch_size // self.repeats) % len(order)]
+        return order[torch.arange(self.steps * self._images) % len(order)]
+
+    @property
+    def _images(self) -> int:
+        """Different images of a batch; of some the last view is left out where `repeats` does not divide its size."""
+        return -(-self.batch_size // self.repeats)
 
     def portions(self, source: Ordered, epoch: int, start_step: int = 0) -> Iterator[Portion]:
         """Yield this rank's portions of an epoch from a step on."""
@@ -176,11 +181,10 @@ class Epochs:
 
     def portion(self, order: Tensor, epoch: int, step: int) -> Portion:
         """Return this rank's portion of a step, given the order of the epoch."""
-        images = self.batch_size // self.repeats
-        distinct = order[step * images : (step + 1) * images]
+        distinct = order[step * self._images : (step + 1) * self._images]
         # View after view, so that ranks get different views of an image (Hoffer et al. 2020, Touvron et al. 2021).
-        indices = distinct.repeat(self.repeats)
-        keys = torch.cat([distinct + view * VIEW_STEP for view in range(self.repeats)])
+        indices = distinct.repeat(self.repeats)[: self.batch_size]
+        keys = torch.cat([distinct + view * VIEW_STEP for view in range(self.repeats)])[: self.batch_size]
         whole = len(indices)
         first, last = whole * self.rank // self.world, whole * (self.rank + 1) // self.world
         if not self.mixing:

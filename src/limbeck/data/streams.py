@@ -142,14 +142,9 @@ def open_stream(
         world: Number of ranks.
 
     Raises:
-        UserError: A second view of a user's own loader is asked for, or several ranks are to read one; or the batch
-            size is no multiple of `repeats`.
+        UserError: A second view of a user's own loader is asked for, or several ranks are to read one.
     """
     if isinstance(data.train, Source | StoredSource | ShardSource):
-        if batch_size % repeats:
-            raise UserError(
-                f"`train.batch_size` expected a multiple of `data.repeats`, {repeats}, got {batch_size}; change either"
-            )
         full = drop_last or isinstance(data.train, ShardSource)
         return ImageStream(
             data.train, options, data.num_classes, batch_size, full, seed, second_view, repeats, rank, world
