@@ -18,6 +18,7 @@ from limbeck import cli
 from limbeck.config import AdversaryOptions, KLTerm, ScheduleOptions, TrainOptions
 from limbeck.engine import loop, run_folder
 from limbeck.engine.fit import fit
+from limbeck.engine.metrics import ALONE
 from limbeck.engine.optimizer import WeightAverage
 from limbeck.engine.validation import Validator
 from limbeck.errors import Diverged, UserError
@@ -321,8 +322,8 @@ class Steep(nn.Module):
 
 def test_a_gradient_that_is_not_finite_on_validation_images_is_one_line():
     pixels = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
-    data = SimpleNamespace(validation=SimpleNamespace(labels=torch.tensor([0]), batches=lambda size: [pixels]))
-    validator = Validator(robust_recipe(), data, [], lambda split, model: model(pixels).detach())
+    data = SimpleNamespace(validation=SimpleNamespace(labels=torch.tensor([0]), batches=lambda *which: [pixels]))
+    validator = Validator(robust_recipe(), data, [], lambda split, model: model(pixels).detach(), ALONE)
     with pytest.raises(UserError, match=r"^the validation split under attack: the gradient of `loss` expected finite"):
         validator.measure("validation", Steep())
 
