@@ -322,7 +322,8 @@ class Steep(nn.Module):
 
 def test_a_gradient_that_is_not_finite_on_validation_images_is_one_line():
     pixels = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
-    data = SimpleNamespace(validation=SimpleNamespace(labels=torch.tensor([0]), batches=lambda *which: [pixels]))
+    images = SimpleNamespace(labels=torch.tensor([0]), batches=lambda *which: [pixels])
+    data = SimpleNamespace(validation=images, groups=None)
     validator = Validator(robust_recipe(), data, [], lambda split, model: model(pixels).detach(), ALONE)
     with pytest.raises(UserError, match=r"^the validation split under attack: the gradient of `loss` expected finite"):
         validator.measure("validation", Steep())
