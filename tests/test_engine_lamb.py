@@ -129,14 +129,3 @@ def test_options_reach_lamb():
     assert isinstance(optimizer, LAMB)
     (group,) = optimizer.param_groups
     assert (group["betas"], group["weight_decay"], group["eps"]) == ((0.8, 0.95), 0.02, 1e-6)
-
-
-def test_lamb_is_timms():
-    timm = pytest.importorskip("timm.optim", reason="timm is not installed, or does not import beside this torch")
-    net, theirs = network(), network()
-    ours = LAMB(net.parameters(), lr=RATE, betas=BETAS, weight_decay=0.1)
-    other = timm.Lamb(theirs.parameters(), lr=RATE, betas=BETAS, weight_decay=0.1, max_grad_norm=None)
-    train(ours, net, range(1, 6))
-    train(other, theirs, range(1, 6))
-    for parameter, expected in zip(net.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(parameter, expected, rtol=1e-9, atol=1e-10)
