@@ -16,6 +16,7 @@ from limbeck.errors import UserError
 from limbeck.models import build_model
 from limbeck.models.names_to_public import public_name
 from limbeck.models.prefixed import PrefixedNetwork, Standardisation
+from limbeck.models.taps import find_module
 from limbeck.models.weights import load_weights, start_weights
 from limbeck.network_names import is_prefixed
 
@@ -93,6 +94,15 @@ def test_a_copy_compares_its_own_buffers():
     twin = copy.deepcopy(network)
     twin.load_state_dict(PrefixedNetwork(Recording(), CIFAR, CIFAR).state_dict())
     assert (network.rescales, twin.rescales) == (True, False)
+
+
+@pytest.mark.parametrize("wrapped", [lambda net: net, lambda net: nn.ModuleDict({"module": net})])
+def test_a_librarys_module_is_found_by_its_path_there_and_by_ours_in_any_wrapper(wrapped):
+    network = PrefixedNetwork(Recording(), IMAGENET, CIFAR)
+    for name in ("fc", "network.fc"):
+        assert find_module(wrapped(network), name) is network.network.fc
+    with pytest.raises(ValueError, match="the network has no module `head`"):
+        find_module(wrapped(network), "head")
 
 
 # --- names ----------------------------------------------------------------------------------------------------

@@ -191,8 +191,9 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     if name in modules:
         return modules[name]
     bare = {_without_wrappers(path): module for path, module in modules.items()}
-    if name in bare:
-        return bare[name]
+    short = _without_wrappers(name)
+    if short and short in bare:
+        return bare[short]
     near = difflib.get_close_matches(name, [path for path in bare if path], n=3, cutoff=0.4)
     known = near or [path for path, _ in model.named_children()]
     raise ValueError(f"the network has no module `{name}`; expected a path such as {', '.join(known)}")
