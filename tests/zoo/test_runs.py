@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from engine_runs import Hook, assert_same_run
 from folders import write_imagenet
 from zoo_networks import CLASSES, PROCESSOR, build, folder
 
@@ -103,6 +104,28 @@ def test_a_student_starts_from_a_file_with_a_new_head(images, tmp_path):
     assert told.notes.count(f"tv:resnet18: a new head for 4 classes; {weights} came for 10 classes") == 1
     (tmp_path / "ten.pth").unlink()  # what was learned is in the run
     assert evaluate(tmp_path / "run")["test"]["samples"] == 4
+
+
+def test_a_run_resumes_to_the_bit_without_the_file_it_started_from(images, tmp_path):
+    """Its own mean and deviation, and its draws of stochastic depth, are in the checkpoint."""
+    path = tmp_path / "start.pth"
+    save(build("timm:test_vit", SIDE, seed=1), path)
+    model = {"name": "timm:test_vit", "weights": str(path), "stochastic_depth": 0.3}
+    options = recipe(images, "", model=model, save={"tensorboard": False, "every_steps": 1})
+    fit(options, tmp_path / "unbroken")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step):
+        if step == 2:  # before its checkpoint
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(options, tmp_path / "resumed", reporter=Hook(kill))
+    path.unlink()
+    fit(options, tmp_path / "resumed", resume=True)
+    assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
 
 
 def test_a_library_without_a_net_names_the_way_out(images):
