@@ -7,7 +7,7 @@ import torch
 from folders import WNIDS, write_imagenet, write_imagenet_lt
 
 from limbeck.config import AugmentOptions, DataOptions
-from limbeck.data import build_data, open_stream
+from limbeck.data import build_data, mix, open_stream
 
 SIZES = {"image_size": 24, "test_resize": 28, "workers": 0}
 CROP = AugmentOptions(resized_crop=(0.08, 1.0), flip=True)
@@ -62,3 +62,22 @@ def test_two_ranks_and_any_workers_see_the_parts_of_one(imagenet, augment):
     resumed = batches(workers=1, start=2)
     assert [batch.step for batch in resumed] == [2, 3]
     assert all(torch.equal(one.images, two.images) for one, two in zip(resumed, alone[2:], strict=True))
+
+
+@pytest.mark.parametrize("data", ["files", "memory"])
+@pytest.mark.parametrize("mixing", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_images_are_mixed_with_their_partners_in_the_whole_batch(data, mixing, imagenet):
+    """What two ranks make of their images and partners alone is `mix` of the batch before it is mixed."""
+    data = data_of(imagenet) if data == "files" else build_data(DataOptions(labels_per_class=5))
+    options = CROP if data.name == "imagenet" else AugmentOptions(crop_padding=1)
+    place = {"batch_size": 12, "drop_last": False, "seed": 3}
+    plain = open_stream(data, options, **place).batches(2)
+    mixed = options.model_copy(update=mixing)
+    ranks = [open_stream(data, mixed, **place, rank=rank, world=2).batches(2) for rank in range(2)]
+    for whole, *parts in zip(plain, *ranks, strict=True):
+        images, labels = mix(
+            whole.images, whole.labels, options=mixed, num_classes=10, seed=3, epoch=2, step=whole.step
+        )
+        assert torch.equal(torch.cat([part.images for part in parts]), images)
+        assert torch.equal(torch.cat([part.labels for part in parts]), labels)
+        assert not torch.equal(images, whole.images)
