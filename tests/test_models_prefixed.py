@@ -13,12 +13,13 @@ from torch import nn
 from limbeck.config import ModelOptions, TeacherOptions
 from limbeck.config_files import load_recipe
 from limbeck.errors import UserError
+from limbeck.listings import print_models
 from limbeck.models import build_model
 from limbeck.models.names_to_public import public_name
 from limbeck.models.prefixed import PrefixedNetwork, Standardisation
 from limbeck.models.taps import find_module
 from limbeck.models.weights import load_weights, start_weights
-from limbeck.network_names import is_prefixed
+from limbeck.network_names import ZOO, is_prefixed
 
 CIFAR = Standardisation((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 IMAGENET = Standardisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -129,6 +130,12 @@ def test_a_name_with_a_prefix_is_taken_without_its_library(name):
     assert is_prefixed(name)
     assert ModelOptions(name=name).name == name
     assert not {"timm", "torchvision", "transformers"} & sys.modules.keys()
+
+
+def test_the_listing_has_every_network_and_the_way_to_the_others(capsys):
+    print_models()
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert {*ZOO, "timm:NAME", "tv:NAME", "hf:NAME"} <= set(words)
 
 
 @pytest.mark.parametrize(
