@@ -300,3 +300,12 @@ def test_a_row_may_be_spelt_as_the_loss_and_the_other_way_round():
     recipe = load_recipe("distill/digits/methods")
     assert select_rows(recipe, "kl, wkd_l,review-kd") == ("kl", "wkd-l", "review-kd")
     assert select_rows(recipe, "all") is None
+
+
+def test_a_file_of_a_teachers_weights_that_is_not_there_is_said_at_once(tmp_path):
+    recipe = load_recipe("distill/imagenet/resnet34-resnet18")
+    with pytest.raises(UserError, match=r"^`teachers\.0\.weights` expected a file, got resnet34-b627a593\.pth"):
+        check_teachers(recipe)
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    check_teachers(load_recipe("distill/imagenet/resnet34-resnet18", [f"teachers.0.weights={weights}"]))

@@ -19,6 +19,7 @@ from limbeck.config import TERMS, DataOptions, Recipe, TermOptions, did_you_mean
 from limbeck.config_errors import Keys, one_line, show
 from limbeck.config_models import STANDARDISING_MODELS
 from limbeck.errors import UserError, reason
+from limbeck.network_names import PRETRAINED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -278,10 +279,10 @@ def recipe_of_file(
 
 
 def check_teachers(recipe: Recipe) -> None:
-    """Find the teachers' recipes, so that a misspelt one is told before anything is loaded or trained.
+    """Find the teachers' recipes and files, so that a misspelt one is told before anything is loaded or trained.
 
     Raises:
-        UserError: a teacher's recipe is not there.
+        UserError: a teacher's recipe is not there, or the file of its weights.
     """
     for number, teacher in enumerate(recipe.teachers):
         if teacher.recipe is not None:
@@ -289,6 +290,11 @@ def check_teachers(recipe: Recipe) -> None:
                 find_recipe(teacher.recipe)
             except UserError as error:
                 raise UserError(f"`teachers.{number}.recipe`: {error}") from error
+        if teacher.weights not in (None, PRETRAINED) and not Path(str(teacher.weights)).is_file():
+            raise UserError(
+                f"`teachers.{number}.weights` expected a file, got {teacher.weights}, which is not there; name it by "
+                f"--set teachers.{number}.weights=FILE"
+            )
 
 
 def parse_override(text: str) -> Override:
