@@ -91,20 +91,23 @@ def started(
         generator=torch.Generator(),
     )
     pieces_made = iter(loader)
-    while True:
-        try:
-            piece = next(pieces_made, None)
-        except RuntimeError as error:  # a process was killed, such as for want of memory
-            words = str(error).partition("\n")[0]
-            raise UserError(
-                f"a process that decodes images ended ({words}); lower `data.workers`, or give it more memory, "
-                "of which /dev/shm is a part"
-            ) from error
-        if piece is None:
-            return
-        if isinstance(piece, UserError):
-            raise piece
-        yield piece
+    try:
+        while True:
+            try:
+                piece = next(pieces_made, None)
+            except RuntimeError as error:  # a process was killed, such as for want of memory
+                words = str(error).partition("\n")[0]
+                raise UserError(
+                    f"a process that decodes images ended ({words}); lower `data.workers`, or give it more memory, "
+                    "of which /dev/shm is a part"
+                ) from error
+            if piece is None:
+                return
+            if isinstance(piece, UserError):
+                raise piece
+            yield piece
+    finally:
+        del pieces_made  # ends the processes now: with the garbage its queues may go first, and it waits for seconds
 
 
 def ended(made: Iterator[object]) -> None:
