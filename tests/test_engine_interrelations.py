@@ -435,3 +435,10 @@ def test_the_metadata_are_json_that_other_tools_read(limbeck_says, run, tmp_path
         metadata = file.metadata()
     assert json.loads(metadata["kind"]) == "centroid"
     assert metadata["format"] == "limbeck interrelations 1"
+
+
+def test_as_many_samples_of_each_class_are_paired_as_fit(model, train, monkeypatch):
+    monkeypatch.setattr(class_features, "LIMIT", 12 * 12 * 10 * 23)  # of 12 features, 10 classes: 23 samples
+    found = compute_interrelations(model, train, kind="cka", num_classes=10)
+    groups = by_class(model, train, 23)
+    torch.testing.assert_close(found, similarities.linear_cka(torch.stack(groups)).float(), **EXACT)

@@ -194,10 +194,10 @@ def pair(reading: Reading) -> Tensor:
     request, chosen = reading.request, None
     if request.per_class is not None and request.per_class < 2:
         raise UserError(f"`per_class` expected at least 2 samples of each class, got {request.per_class}")
-    limit = request.per_class or MOST
+    limit = most = request.per_class or _most(reading)
     if isinstance(reading.source, Source | StoredSource):
         labels = _hard(reading.source.labels, reading.num_classes)
-        limit = _samples_each(labels.bincount(minlength=reading.num_classes), request)
+        limit = _samples_each(labels.bincount(minlength=reading.num_classes), request, most)
         draws = _draws(request.seed, torch.arange(len(labels)))
         chosen = torch.cat([_smallest(draws, labels == c, limit) for c in range(reading.num_classes)])
     counts = torch.zeros(reading.num_classes, dtype=torch.int64)
@@ -215,7 +215,7 @@ def pair(reading: Reading) -> Tensor:
             slot = int(drawn[c].argmax())  # an empty one, as long as there are
             if draw < drawn[c, slot]:
                 drawn[c, slot], kept[c, slot] = draw, row
-    each = _samples_each(counts, request)
+    each = _samples_each(counts, request, most)
     for c, order in enumerate(drawn.argsort(1)):
         kept[c] = kept[c, order]
     return kept[:, :each]
@@ -231,11 +231,19 @@ def _smallest(draws: Tensor, among: Tensor, count: int) -> Tensor:
     return places[draws[places].argsort()[:count]].sort().values
 
 
-def _samples_each(counts: Tensor, request: InterrelationRequest) -> int:
+def _most(reading: Reading) -> int:
+    """Return how many samples of each class are paired at most by default: what fits."""
+    size = reading.num_classes
+    if reading.request.features == "penultimate":
+        size = find_classifier(reading.model, reading.num_classes).in_features
+    return min(MOST, max(FEWEST, LIMIT // (WITH_FLOAT64 * reading.num_classes * size)))
+
+
+def _samples_each(counts: Tensor, request: InterrelationRequest, most: int) -> int:
     """Return how many samples of each class are paired, or raise UserError if a class has too few."""
     wanted = request.per_class
     _refuse_few(counts, FEWEST if wanted is None else wanted, request.kind, paired=True)
-    return min(int(counts.min()), MOST) if wanted is None else wanted
+    return min(int(counts.min()), most) if wanted is None else wanted
 
 
 def _refuse_few(counts: Tensor, fewest: int, kind: str, *, paired: bool = False) -> None:

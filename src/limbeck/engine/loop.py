@@ -77,7 +77,9 @@ class Trainer:
         self.device, self.ranks = data.device, ranks.here()
         self.epochs = recipe.train.epochs
         self.stream, self.steps_per_epoch = stream, stream.steps_per_epoch
-        self.objective = open_objective(recipe, model, data, teachers, recorded=recorded, guide=guide)
+        self.objective = open_objective(
+            recipe, model, data, teachers, recorded=recorded, guide=guide, reporter=reporter
+        )
         set_batch_norm(self.objective.losses, recipe.train)  # of projectors
         self.call = across_ranks(self.objective, self.ranks)
         self.optimizer = build_optimizer(self.objective, recipe.optimizer)
@@ -237,10 +239,8 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Refresh the losses, look at the validation split, keep the best weights, and save if it is time."""
-        if self.recipe.train.refresh_every == "epoch":
-            self.objective.refresh()
-        else:
-            self.objective.synchronize()
+        by_epochs = self.recipe.train.refresh_every == "epoch"
+        self.objective.refresh() if by_epochs else self.objective.synchronize()
         if self.average is not None and self.recipe.train.ema_every == "epoch":
             self.average.update(self.epoch)
         means = self.means.take("epoch")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
 EVALUATION_BATCH = 256  # a constant, so that logits do not depend on the batch size of the training
 ALONE = Ranks()
+ROWS = 4096  # samples whose probabilities, in float64, are in memory at a time
 TOP5_FROM = 10  # classes from which a top-5 accuracy says something
 
 Metrics = dict[str, Any]
@@ -72,13 +73,13 @@ def measure(
     0.75
     """
     labels = labels.to(logits.device)
-    log_probabilities = F.log_softmax(logits.double(), dim=-1)
-    confidence, predicted = log_probabilities.exp().max(dim=-1)
+    parts = zip(torch.split(logits, ROWS), torch.split(labels, ROWS), strict=True)
+    nll, confidence, predicted, among5 = map(torch.cat, zip(*(_by_sample(*part) for part in parts), strict=True))
     correct = predicted == labels
     metrics: Metrics = {"top1": _mean(correct)}
     if logits.shape[-1] >= TOP5_FROM:
-        metrics["top5"] = _mean((logits.topk(5).indices == labels.unsqueeze(-1)).any(dim=-1))
-    metrics["nll"] = F.nll_loss(log_probabilities, labels).item()
+        metrics["top5"] = _mean(among5)
+    metrics["nll"] = nll.mean().item()
     metrics["ece"] = _calibration_error(confidence, correct)
     if teacher_logits is not None:
         metrics["agreement"] = _mean(predicted == teacher_logits.to(logits.device).argmax(dim=-1))
@@ -86,6 +87,15 @@ def measure(
     if groups:
         metrics["groups"] = _accuracy_by_group(correct, labels, groups, logits.shape[-1])
     return metrics
+
+
+def _by_sample(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return, of each sample: -log p[label] and the largest p, float64; its class; whether the label is among five."""
+    log_probabilities = F.log_softmax(logits.double(), dim=-1)
+    largest, predicted = log_probabilities.max(dim=-1)
+    nearest = logits.topk(min(5, logits.shape[-1])).indices
+    nll = F.nll_loss(log_probabilities, labels, reduction="none")
+    return nll, largest.exp(), predicted, (nearest == labels.unsqueeze(-1)).any(dim=-1)
 
 
 def _mean(flags: Tensor) -> float:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from limbeck.config import Recipe, WKDLogitTerm
     from limbeck.data import DataBundle
+    from limbeck.engine.progress import Reporter
     from limbeck.engine.teachers import Teacher
     from limbeck.objectives.build import Costs
 
@@ -41,6 +42,7 @@ def open_objective(
     *,
     recorded: Sequence[Tensor] = (),
     guide: nn.Module | None = None,
+    reporter: Reporter | None = None,
 ) -> Supervised:
     """Return the objective of a run, on the data's device.
 
@@ -51,11 +53,12 @@ def open_objective(
         teachers: For the task `distill`.
         recorded: The teachers' logits on the training images, if no augmentation makes other views of them.
         guide: Second network that trains, for the task `adversarial`.
+        reporter: Whom to tell of a pass over the training images, which costs between classes may need.
 
     Raises:
         UserError: A loss does not fit the networks or the data.
     """
-    facts = _facts(recipe, data, partial(_cost, data, teachers))
+    facts = _facts(recipe, data, partial(_cost, data, teachers, reporter))
     networks = [teacher.model for teacher in teachers]
     if recipe.train.teacher_compile:
         networks = [_compiled(network) for network in networks]
@@ -146,7 +149,9 @@ def _rehearse(objective: Supervised, example: Tensor) -> None:
             part.training = training
 
 
-def _cost(data: DataBundle, teachers: Sequence[Teacher], position: int, term: WKDLogitTerm) -> Tensor:
+def _cost(
+    data: DataBundle, teachers: Sequence[Teacher], reporter: Reporter | None, position: int, term: WKDLogitTerm
+) -> Tensor:
     """Return the `(C, C)` cost of transport that a term names: of a file, or computed from a teacher."""
     kind = next((kind for kind in KINDS if kind == term.interrelations), None)
     if term.transport_weight == 0:
@@ -170,6 +175,13 @@ def _cost(data: DataBundle, teachers: Sequence[Teacher], position: int, term: WK
         raise UserError(
             f"`interrelations: {kind}` are a teacher's, and this task has none; name a file, or take uniform"
         )
-    network = without_memory(teachers[position].model)
-    found = compute_interrelations(network, data.train, kind=kind, num_classes=data.num_classes)
-    return cost_from_interrelations(found, sharpness=term.sharpness)
+    known = teachers[position].interrelations
+    if kind not in known:
+        network = without_memory(teachers[position].model)
+        # One rank looks at the images for all, as one process does.
+        known[kind] = ranks.here().first_tells(
+            lambda: compute_interrelations(
+                network, data.train, kind=kind, num_classes=data.num_classes, reporter=reporter
+            )
+        )
+    return cost_from_interrelations(known[kind], sharpness=term.sharpness)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -73,6 +73,7 @@ class Teacher:
         test_logits: `(N, C)` on the test split, on the CPU.
         validation_logits: `(N, C)` on the validation split; N may be 0.
         metrics: `{"test": metrics, "validation": metrics or None}`.
+        interrelations: Kind -> how alike classes are to it by the training images, `(C, C)`, as far as a run asked.
     """
 
     model: nn.Module
@@ -80,6 +81,7 @@ class Teacher:
     test_logits: Tensor
     validation_logits: Tensor
     metrics: dict[str, Any]
+    interrelations: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Resources:

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -101,8 +100,23 @@ class SynchronisedBatchNorm(_OtherBatchNorm):
 
 
 def _sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the sum; the gradient is summed too, as each rank's outputs hang on all inputs."""
-    return cast("Tensor", all_reduce(tensor))  # type: ignore[no-untyped-call]
+    return cast("Tensor", _Sum.apply(tensor))  # type: ignore[no-untyped-call]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the ranks, of values and of gradients: each rank's outputs hang on all inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 def use_ghost_batches(module: nn.Module, part: int) -> nn.Module:
