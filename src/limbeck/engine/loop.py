@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +28,7 @@ from limbeck.engine.validation import Split, Validator, best_by
 from limbeck.errors import Diverged, Interrupted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -130,9 +130,10 @@ class Trainer:
         try:
             while self.epoch <= self.epochs:
                 self.objective.set_epoch(self.epoch)
-                for batch in self._batches():
-                    self._optimize(batch)
-                    self._after_step()
+                with closing(self._batches()) as batches:  # so that processes that decode end with an interruption
+                    for batch in batches:
+                        self._optimize(batch)
+                        self._after_step()
                 self._end_epoch()
         except NotFinite as error:
             raise Diverged(self._divergence(error)) from error
@@ -141,7 +142,7 @@ class Trainer:
             self.log.close()
             self.objective.close()
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         """Yield what is left of the epoch."""
         yield from self.stream.batches(self.epoch, self.step_in_epoch)
 
