@@ -13,12 +13,14 @@ import pytest
 import torch
 from attacked_nets import QuickAutoAttack
 from engine_runs import recipe
+from folders import write_imagenet
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from limbeck import cli
+from limbeck.config import DataOptions, Recipe
 from limbeck.config_adversary import AttackRequest, read_attacks, read_epsilons
-from limbeck.data import Pixels, Source, normalise
+from limbeck.data import Pixels, Source, build_data, normalise
 from limbeck.data.user import user_data
 from limbeck.engine import robustness, run_folder
 from limbeck.engine.evaluate import attack_file, attack_folder, attack_run
@@ -405,3 +407,16 @@ def test_a_bar_takes_the_place_of_the_one_before():
     assert "aa, epsilon 0.1" in last
     assert "500/500" in last
     assert "0:00:00 left" in last
+
+
+def test_more_test_images_than_memory_holds_are_not_attacked(tmp_path, monkeypatch):
+    options = DataOptions(
+        name="imagenet", folder=str(write_imagenet(tmp_path, train=3, val=1)), image_size=32, test_resize=32
+    )
+    data = build_data(options)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+    monkeypatch.setattr(robustness, "MOST_BYTES", 2**16)
+    with pytest.raises(UserError, match="keep the test images in memory, at most 0 GiB, got 10 images"):
+        evaluate_robustness(
+            network, data.test, Recipe(), attacks=["pgd1"], epsilons=[0.1], folder=tmp_path / "run", reporter=Reporter()
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ CHUNKS = "autoattack"  # folder of AutoAttack's finished chunks
 FORMAT = 1
 SEED = 0  # of every evaluation, so that all runs meet the same draws
 PICTURED = "pgd20"  # the attack whose images the pictures are of
+MOST_BYTES = 8 * 2**30  # of test images, on each rank
 MAX_FEATURES = 2000  # test samples whose features are kept, for pictures
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -148,6 +150,14 @@ def evaluate_robustness(
 
 def _on_pixels(model: nn.Module, source: Samples) -> tuple[nn.Module, Tensor]:
     """Return a network of pixels in [0, 1], and all pixels of a source, float32."""
+    if isinstance(source, StoredSource):
+        size = 4 * len(source) * math.prod(source.image_shape)
+        if size > MOST_BYTES:
+            raise UserError(
+                f"attacks keep the test images in memory, at most {MOST_BYTES / 2**30:.0f} GiB, got {len(source)} "
+                f"images of {size / 2**30:.1f} GiB; name fewer of them (`data.test_list`, or a folder), or a smaller "
+                "`data.image_size`"
+            )
     if isinstance(source, Source | StoredSource):
         channels = len(source.pixels.mean)
         plain = source.pixels._replace(mean=(0.0,) * channels, std=(1.0,) * channels)
