@@ -12,8 +12,9 @@ thread:
 - `torchvision, Pillow` and `torchvision, tensors` are its v2 transforms on Pillow's images and on those of
   `decode_jpeg`, where torchvision can be imported.
 
-Before the times are taken, views of `per image` are compared with ours, given our boxes: they are equal to the bit. The
-contenders take turns; CPU time is what is measured, so that other work on the machine counts little; medians.
+Before the times are taken, views of `per image` are compared with ours, given our boxes: they are equal to a level, as
+torch resizes ours. The contenders take turns; CPU time is what is measured, so that other work on the machine counts
+little; medians.
 """
 
 from __future__ import annotations
@@ -127,10 +128,10 @@ def main() -> int:
         batches = torch.arange(asked.images).split(BATCH)
         for places in batches:
             found, expected = (contenders[name](places, 1) for name in ("ours", "per image"))
-            if not torch.equal(found.permute(0, 3, 1, 2), expected):
-                print("the views of `ours` and `per image` differ", file=sys.stderr)
+            if (found.permute(0, 3, 1, 2).int() - expected.int()).abs().max() > 1:
+                print("the views of `ours` and `per image` differ by more than a level", file=sys.stderr)
                 return 1
-        print("the views of `ours` and `per image` are equal to the bit")
+        print("the views of `ours` and `per image` are equal to a level")
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for epoch in range(asked.rounds + 1):
             for name, batch in contenders.items():

@@ -65,7 +65,8 @@ def test_a_training_view_is_the_drawn_part_resized_and_flipped(tmp_path):
         top, left, height, width = box[0].tolist()
         part = image.crop((left, top, left + width, top + height)).resize((24, 24), Image.Resampling.BILINEAR)
         expected = as_tensor(part)
-        assert torch.equal(views[place], expected.flip(1) if flips[place] else expected), place
+        expected = expected.flip(1) if flips[place] else expected
+        assert (views[place].int() - expected.int()).abs().max() <= 1, place  # torch rounds otherwise than Pillow
 
 
 def test_a_view_from_a_file_is_the_view_from_memory(tmp_path):
