@@ -188,7 +188,7 @@ def _settings_tried(comparison: Comparison) -> str:
     means = "chosen by mean validation top-1 of the last epoch"
     if comparison.attacks is not None:
         means = f"chosen by mean robust accuracy on validation ({comparison.attacks.validation})"
-    means += ", not by the test images" if comparison.split == "test" else ", the figure shown: it is optimistic"
+    means += ", never by the test images" if comparison.split == "test" else ", the figure shown: it is optimistic"
     chosen = [f"{row.name} {options}" for row in comparison.rows if (options := chosen_options(row))]
     unequal = "" if len(tried) == 1 else " The rows were not given equal numbers of settings."
     return f"tried: settings per row, {means}: {'; '.join(chosen)}.{unequal}"
