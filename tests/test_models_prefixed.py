@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from torch import nn
 
 from limbeck.config import ModelOptions, TeacherOptions
 from limbeck.config_files import load_recipe
+from limbeck.engine.teachers import load_file
 from limbeck.errors import UserError
 from limbeck.listings import print_models
-from limbeck.models import build_model
+from limbeck.models import build_model, libraries
 from limbeck.models.names_to_public import public_name
 from limbeck.models.prefixed import PrefixedNetwork, Standardisation
 from limbeck.models.taps import find_module
@@ -106,6 +109,40 @@ def test_a_librarys_module_is_found_by_its_path_there_and_by_ours_in_any_wrapper
         find_module(wrapped(network), "head")
 
 
+@pytest.fixture
+def library(monkeypatch):
+    """A library in the place of timm, whose weights saw pixels less a half over a half."""
+    monkeypatch.setitem(libraries._LIBRARIES, "timm", lambda wanted: libraries.Opened(Recording(), HALF, None))
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({}, CIFAR),
+        ({"pixels": "data"}, CIFAR),
+        ({"weights": "file.pth"}, HALF),
+        ({"weights": "file.pth", "pixels": "data"}, CIFAR),
+    ],
+)
+def test_pixels_of_a_librarys_weights_are_its_own_unless_asked_for_as_the_data_are(options, seen, library):
+    options = ModelOptions(name="timm:recording", **options)
+    network = build_model(options, image_shape=(3, 5, 5), num_classes=10, seed=0, data=CIFAR)
+    network.eval()(standardised(pixels(), CIFAR).float())
+    torch.testing.assert_close(network.network.seen.double(), standardised(pixels(), seen), rtol=0, atol=2e-6)
+
+
+def test_a_teachers_file_with_other_pixels_is_another_teacher(library, tmp_path):
+    """A run that goes on compares fingerprints, and recorded logits are found by them."""
+    path = tmp_path / "library.pth"
+    torch.save(Recording().state_dict(), path)
+    data = SimpleNamespace(image_shape=(3, 5, 5), num_classes=10, train=SimpleNamespace(pixels=CIFAR))
+    both = [load_file(ModelOptions(name="timm:recording", pixels=each), str(path), data) for each in ("own", "data")]
+    (own, _), (as_data, _) = both
+    assert (own.rescales, as_data.rescales) == (True, False)
+    assert torch.equal(own.network.fc.weight, as_data.network.fc.weight)
+    assert both[0][1] == hashlib.sha256(path.read_bytes()).hexdigest() != both[1][1]
+
+
 # --- names ----------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +180,10 @@ def test_the_listing_has_every_network_and_the_way_to_the_others(capsys):
     [
         ({"name": "resnet18", "weights": "pretrained"}, "`weights: pretrained` belongs to timm:NAME, "),
         ({"name": "resnet20", "stochastic_depth": 0.1}, "`stochastic_depth` expected 0 for `resnet20`, got 0.1; "),
+        (
+            {"name": "resnet18", "pixels": "data"},
+            "`pixels: data` belongs to timm:NAME, .*; `resnet18` sees them ",
+        ),
         ({"name": "timm:resnet18", "norm": "group"}, "`norm: group` belongs to networks of this library; "),
         ({"name": "timm:resnet18", "width": 4}, "`width` and `depth` belong to mlp and convnet; `timm:resnet18` "),
     ],

@@ -64,6 +64,11 @@ class ModelOptions(Options):
         description="What it starts from: a file, or pretrained for the library's own weights, which see pixels "
         "standardised as in their training; a head for other classes is replaced. Null draws from the run's seed.",
     )
+    pixels: Literal["own", "data"] = Field(
+        "own",
+        description="Of another library's network with weights: own: standardised as the library's weights saw them; "
+        "data: as the data set is, for a file that was trained so. Without weights it is always data.",
+    )
 
     @model_validator(mode="after")
     def _sizes(self) -> ModelOptions:
@@ -77,6 +82,10 @@ class ModelOptions(Options):
             if self.norm != "batch":
                 raise ValueError(f"`norm: {self.norm}` belongs to networks of this library; `{self.name}` has its own")
             return self
+        if self.pixels != "own":
+            raise ValueError(
+                f"`pixels: {self.pixels}` belongs to {PREFIXED}; `{self.name}` sees them as the data are, leave it out"
+            )
         if self.stochastic_depth and self.name not in DEEP_MODELS:
             raise ValueError(
                 f"`stochastic_depth` expected 0 for `{self.name}`, got {self.stochastic_depth:g}; it belongs to "

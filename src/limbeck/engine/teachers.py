@@ -184,7 +184,7 @@ def load_file(options: ModelOptions, weights: str, data: DataBundle) -> tuple[nn
     Args:
         options: The network.
         weights: File of weights, ours or a public one, or `pretrained` for those of the network's library.
-        data: What the network will see; one of another library sees it standardised as it was trained.
+        data: What the network will see; one of another library sees it standardised as its `pixels` say.
 
     Raises:
         UserError: There is no such file, or its weights are not those of this network for this data.
@@ -199,7 +199,9 @@ def load_file(options: ModelOptions, weights: str, data: DataBundle) -> tuple[nn
         pretrained=True,
     )
     loaded = start_weights(model, options, any_head=False)
-    return model, loaded.fingerprint or fingerprint(model, options.name)
+    # One file is two functions, by what it sees; the state holds that beside the weights.
+    named = loaded.fingerprint if options.pixels == "own" else None
+    return model, named or fingerprint(model, options.name)
 
 
 def seen_pixels(data: DataBundle) -> Standardisation | None:

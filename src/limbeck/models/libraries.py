@@ -77,8 +77,8 @@ def open_network(
     """Open a network of another library; its random weights are drawn from torch's generator.
 
     Args:
-        options: Its name has a prefix. With `weights`, the network sees pixels standardised as its library does;
-            without, as the data are.
+        options: Its name has a prefix. With `weights`, the network sees pixels standardised as its library does,
+            unless `pixels` say as the data are; without, as the data are.
         image_shape: `(C, H, W)`.
         num_classes: Number of classes.
         data: What the images' pixels are standardised by; None if that is unknown, and they are taken as they come.
@@ -92,7 +92,7 @@ def open_network(
     opened = _LIBRARIES[prefix](wanted)
     unknown = Standardisation((0.0,) * image_shape[0], (1.0,) * image_shape[0])
     data = data or unknown
-    own = data if options.weights is None else _of_channels(opened.own, image_shape[0], options.name)
+    own = _of_channels(opened.own, image_shape[0], options.name) if _sees_its_own(options) else data
     new_head = opened.head if opened.head not in (None, num_classes) else None
     network = PrefixedNetwork(opened.network, own, data, new_head=new_head)
     _look_once(network, wanted)
@@ -188,7 +188,7 @@ def _transformers(wanted: Wanted) -> Opened:
         config.num_labels = wanted.num_classes
         _fit_config(config, wanted)
         own = IMAGENET
-        if wanted.options.weights is not None:
+        if _sees_its_own(wanted.options):
             own = _processor(name)
         if not wanted.pretrained:
             return Opened(auto.from_config(config), own, None)
@@ -243,6 +243,11 @@ _LIBRARIES: dict[str, Callable[[Wanted], Opened]] = {
     "tv": _torchvision,
     "hf": _transformers,
 }
+
+
+def _sees_its_own(options: ModelOptions) -> bool:
+    """Whether pixels are standardised as the library's weights saw them, and not as the data are."""
+    return options.weights is not None and options.pixels == "own"
 
 
 def _unknown(wanted: Wanted, known: Iterable[str]) -> UserError:
