@@ -157,6 +157,19 @@ def test_few_labels_and_long_tails_are_of_files_too(tmp_path):
     assert counts == sorted(counts, reverse=True)
 
 
+def test_a_list_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    data, home = write_imagenet_lt(tmp_path / "data"), tmp_path / "home"
+    home.mkdir()
+    for name in ("train", "test"):
+        (data / f"ImageNet_LT_{name}.txt").rename(home / f"my {name}.txt")
+    monkeypatch.setenv("HOME", str(home))
+    lists = {"train_list": "~/my train.txt", "test_list": "~/my test.txt"}
+    bundle = build_data(
+        DataOptions.model_validate({"name": "imagenet_lt", "folder": str(data), "validation": 0, **lists})
+    )
+    assert len(bundle.test) == 20
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------
 
 

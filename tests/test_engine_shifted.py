@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from limbeck.cli import main
 from limbeck.config import DataOptions, Recipe
+from limbeck.config_data import ShiftedTests, read_shifted
 from limbeck.data import build_data
 from limbeck.engine.fit import fit
 from limbeck.engine.shifted import measure_shifted
@@ -105,6 +107,23 @@ def test_a_run_keeps_them_and_evaluate_finds_them_again(run, folders, capsys):
     row = next(line for line in lines if "imagenet_r" in line)
     assert float(row[2]) == pytest.approx(100 * shifted["imagenet_r"]["top1"], abs=0.01)
     assert not any("imagenet_v2" in line for line in lines)
+
+
+def test_folders_start_at_the_data_folder_and_those_of_the_terminal_at_the_current_one(
+    run, folders, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    tests = {"imagenet_r": "../imagenet_r", "imagenet_sketch": folders["shifted_tests"]["imagenet_sketch"]}
+    options = {"name": "imagenet", **folders, **SIZES, "shifted_tests": tests}
+    shifted = build_data(DataOptions.model_validate(options)).shifted
+    assert {name: len(test.samples) for name, test in shifted.items()} == {"imagenet_r": 8, "imagenet_sketch": 20}
+
+    root = Path(folders["folder"]).parent
+    monkeypatch.chdir(root)
+    assert main(["evaluate", str(run), "--shifted", "imagenet_r=imagenet_r"]) == 0
+    assert "imagenet_r" in capsys.readouterr().out
+    monkeypatch.setenv("HOME", str(root))
+    assert read_shifted(["imagenet_r=~/r"]) == ShiftedTests(imagenet_r=str(root / "r"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -58,7 +59,7 @@ STORED_SIZE = 224
 
 
 class ShiftedTests(Options):
-    """Folders of further test images of ImageNet's classes, of another distribution than the training images."""
+    """Folders of test images of ImageNet's classes from elsewhere; paths start at the data folder."""
 
     imagenet_v2: str | None = Field(None, description="Folder of ImageNet-V2: a folder of each class, named 0 to 999.")
     imagenet_sketch: str | None = Field(None, description="Folder of ImageNet-Sketch: a folder of each class.")
@@ -73,7 +74,7 @@ class ShiftedTests(Options):
 
 
 def read_shifted(words: Sequence[str]) -> ShiftedTests | None:
-    """Return the folders that words `NAME=FOLDER` name; None where there are none.
+    """Return the folders that words `NAME=FOLDER` name, from the working directory; None where there are none.
 
     Raises:
         UserError: A word names no such test images, or no folder.
@@ -85,7 +86,11 @@ def read_shifted(words: Sequence[str]) -> ShiftedTests | None:
             raise UserError(f"--shifted expected NAME=FOLDER, got no test images of the name `{name}`; {hint}")
         if not folder:
             raise UserError(f"--shifted expected NAME=FOLDER, got no folder of `{name}`")
-    return ShiftedTests.model_validate(folders) if folders else None
+    if not folders:
+        return None
+    # A recipe's folders start at the data folder, a user's in the terminal where the user is.
+    placed = {name: str(Path(folder).expanduser().absolute()) for name, folder in folders.items()}
+    return ShiftedTests.model_validate(placed)
 
 
 class DataOptions(Options):

@@ -81,7 +81,8 @@ def open_stored(options: DataOptions, told: Told) -> StoredSplits:
     else:
         shards = find_shards(str(options.shards))
         train = ShardSource(shards, options.samples or 0, len(classes), pixels, view, workers, CPU)
-    folders = {name: Path(folder).expanduser() for name, folder in options.shifted_tests.folders.items()}
+    root = data_folder(options.folder)
+    folders = {name: root / Path(folder).expanduser() for name, folder in options.shifted_tests.folders.items()}
     shifted = open_shifted(folders, classes, test, told)
     return StoredSplits(train, validation, test, shifted, len(classes))
 
@@ -128,9 +129,10 @@ def _refuse_other_classes(held: ImageFiles, train: ImageFiles) -> None:
 def _find_lists(options: DataOptions, root: Path, told: Told) -> _Found:
     published = BY_HAND[options.name].files
     paths = [
-        root / (chosen or name) for chosen, name in zip((options.train_list, options.test_list), published, strict=True)
+        root / Path(chosen or name).expanduser()
+        for chosen, name in zip((options.train_list, options.test_list), published, strict=True)
     ]
-    train, test = (listed_images(path.expanduser(), root, told) for path in paths)
+    train, test = (listed_images(path, root, told) for path in paths)
     counts = train.labels.bincount(minlength=len(train.classes))
     if not counts.all():
         raise UserError(f"{paths[0]}: expected an image of each class, got none of class {int(counts.argmin())}")
