@@ -20,10 +20,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rows import write
 from limbeck.config import TERMS, ModelOptions, Term, did_you_mean
 from limbeck.data import Batch
 from limbeck.models import build_model
@@ -272,18 +271,6 @@ def show(row: Row) -> Row:
     return row
 
 
-def write(rows: list[Row], path: Path, setting: Setting) -> None:
-    """Write the rows and what they were measured with."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    what = {"student": STUDENT, "teacher": TEACHER, "classes": CLASSES, "samples": setting.samples}
-    what |= {"rounds": setting.rounds, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    what |= {"load": f"{os.getloadavg()[0]:.1f}", "commit": commit}
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], *what])
-        writer.writeheader()
-        writer.writerows({**row, **what} for row in rows)
-
-
 def chosen(text: str) -> list[str]:
     """Return the contenders of a list with commas; an unknown one ends the program."""
     names = text.split(",") if text else list(NAMES)
@@ -313,7 +300,8 @@ def main() -> None:
     )
     rows = [show(row) for row in measure(names, setting)]
     if given.csv is not None:
-        write(rows, given.csv, setting)
+        what = {"student": STUDENT, "teacher": TEACHER, "classes": CLASSES}
+        write(rows, given.csv, {**what, "samples": setting.samples, "rounds": setting.rounds})
 
 
 if __name__ == "__main__":

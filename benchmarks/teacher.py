@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rows import write
 from limbeck.config import TERMS, ModelOptions, did_you_mean
 from limbeck.data import Batch
 from limbeck.models import build_model
@@ -190,18 +189,6 @@ def _over(own: list[float], base: list[float]) -> float:
     return statistics.median(mine / theirs for mine, theirs in zip(own, base, strict=True))
 
 
-def write(rows: list[Row], path: Path, given: argparse.Namespace) -> None:
-    """Write the rows and what they were measured with."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    what = {"student": STUDENT, "teacher": TEACHER, "classes": CLASSES, "samples": given.batch, "side": given.side}
-    what |= {"rounds": given.rounds, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    what |= {"load": f"{os.getloadavg()[0]:.1f}", "commit": commit}
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*rows[0], *what])
-        writer.writeheader()
-        writer.writerows({**row, **what} for row in rows)
-
-
 def chosen(text: str) -> list[str]:
     """Return the ways of a list with commas; an unknown one ends the program."""
     names = text.split(",") if text else list(WAYS)
@@ -235,7 +222,8 @@ def main() -> None:
         line = "{way:<27} {teacher_ms:11.1f} {teacher_over_fp32:6.2f} {step_ms:9.1f} {step_over_fp32:6.2f}"
         print(line.format_map(row))
     if given.csv is not None:
-        write(rows, given.csv, given)
+        what = {"student": STUDENT, "teacher": TEACHER, "classes": CLASSES}
+        write(rows, given.csv, {**what, "samples": given.batch, "side": given.side, "rounds": given.rounds})
 
 
 if __name__ == "__main__":
