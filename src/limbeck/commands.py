@@ -187,7 +187,9 @@ def evaluate(
     data: Annotated[str | None, typer.Option(metavar="NAME", help="What it sees, such as cifar100.")] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change an option of a file's data: --set data.folder=FOLDER"),
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Change an option of a file's data or network: --set data.folder=FOLDER"
+        ),
     ] = None,
     attacks: Annotated[
         str | None,
