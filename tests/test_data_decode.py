@@ -22,7 +22,7 @@ from limbeck.data.image_files import class_folders
 from limbeck.data.resized_crop import draw_boxes
 from limbeck.data.stored_sets import IMAGENET
 from limbeck.draws import integers
-from limbeck.errors import UserError
+from limbeck.errors import Interrupted, UserError
 
 CROP = AugmentOptions(resized_crop=(0.08, 1.0), flip=True)
 
@@ -207,6 +207,51 @@ def test_a_process_that_is_killed_is_one_line():
     with pytest.raises(UserError, match=r"^a process that decodes images ended \(.*\); lower `data.workers`") as caught:
         list(in_order(Killed(), range(2), workers=1, device=torch.device("cpu")))
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Terminated:
+    """Makes the tens of seconds that are left to the process after SIGTERM."""
+
+    parts = 1
+
+    def make(self, step, part):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return (torch.full((1, 1, 1, 1), (signal.alarm(0) + 5) // 10, dtype=torch.uint8),)
+
+
+def test_a_process_outlives_the_step_in_which_the_run_is_told_to_stop():
+    ((left,),) = in_order(Terminated(), range(1), workers=1, device=torch.device("cpu"))
+    assert int(left) == 60
+
+
+class Alarmed:
+    """Lives too long after SIGTERM."""
+
+    parts = 1
+
+    def make(self, step, part):
+        os.kill(os.getpid(), signal.SIGALRM)
+
+
+def test_a_process_that_ended_by_its_alarm_is_an_interruption():
+    with pytest.raises(Interrupted, match=r"^the run did not come to save within 600 seconds of SIGTERM") as caught:
+        list(in_order(Alarmed(), range(2), workers=1, device=torch.device("cpu")))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+class Mistaken:
+    """Raises what is no matter of a process that ended."""
+
+    parts = 1
+
+    def make(self, step, part):
+        raise RuntimeError("no kernel image is available; the work was killed")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_program_is_not_taken_for_the_end_of_a_process(workers):
+    with pytest.raises(RuntimeError, match="no kernel image is available"):
+        list(in_order(Mistaken(), range(1), workers=workers, device=torch.device("cpu")))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -246,6 +246,53 @@ def test_a_class_that_a_list_leaves_out_is_named(tmp_path):
     assert "expected an image of each class, got none of class 4" in complaint(name="imagenet_lt", folder=str(tmp_path))
 
 
+def test_a_stray_huge_label_is_refused_before_a_name_is_kept_of_each_class(tmp_path):
+    """Names of 10^30 classes would be more than memory holds."""
+    write_imagenet_lt(tmp_path)
+    path = tmp_path / "ImageNet_LT_train.txt"
+    path.write_text(path.read_text() + f"train/{WNIDS[0]}/{WNIDS[0]}_0.JPEG {10**30}\n")
+    line = complaint(name="imagenet_lt", folder=str(tmp_path))
+    assert line == f"{path}: expected an image of each class, got none of class 10, and class {10**30}"
+
+
+def test_a_list_of_test_images_may_have_fewer_than_classes(tmp_path):
+    write_imagenet_lt(tmp_path)
+    path = tmp_path / "ImageNet_LT_test.txt"
+    path.write_text(path.read_text().splitlines()[-1])
+    found, _ = look(path, listed_images, root=tmp_path)
+    assert found.labels.tolist() == [9]
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    write_imagenet(tmp_path, train=1, val=1)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    line = complaint(name="imagenet", folder=str(tmp_path))
+    assert line == f"{tmp_path / 'val'} cannot be read (permission denied); mend that"
+
+
+@pytest.mark.parametrize("target", [f"../{WNIDS[1]}", "."])
+def test_a_link_to_a_folder_inside_a_class_folder_is_refused(target, train):
+    (train / WNIDS[0] / "more").symlink_to(target, target_is_directory=True)
+    with pytest.raises(UserError) as caught:
+        look(train)
+    assert str(caught.value) == (
+        f"{train / WNIDS[0] / 'more'}: expected no link to a folder inside a class folder, got one; "
+        "put a folder in its place, or links to single images"
+    )
+
+
+def test_class_folders_and_images_may_be_links(train, tmp_path):
+    shutil.move(train / WNIDS[0], tmp_path / "elsewhere")
+    (train / WNIDS[0]).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (train / WNIDS[1] / "linked.JPEG").symlink_to(tmp_path / "elsewhere" / f"{WNIDS[0]}_0.JPEG")
+    found, _ = look(train)
+    assert (len(found), len(found.classes)) == (21, 10)
+
+
 def test_a_missing_list_is_named(tmp_path):
     write_imagenet(tmp_path, train=1, val=1)
     line = complaint(name="places_lt", folder=str(tmp_path))

@@ -148,6 +148,14 @@ def test_a_wrong_sample_is_one_line(files, expected, workers, folder, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_of_too_many_pixels_is_one_line(workers, folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match=r"^sample_\d+ cannot be decoded \(image size .* exceeds limit") as caught:
+        batches(folder, workers=workers)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_shard_that_is_cut_is_one_line(folder, tmp_path):
     content = (folder / "shards" / "train-0000.tar").read_bytes()
     path = tmp_path / "cut.tar"

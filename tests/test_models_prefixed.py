@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import sys
 from types import SimpleNamespace
 
@@ -212,6 +213,24 @@ def test_a_missing_library_names_its_extra(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf'^`model.name` {name} needs `{package}`: pip install "limbeck\['):
         build_model(ModelOptions(name=name), image_shape=(3, 32, 32), num_classes=10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "absent"),
+    [({}, "no image_mean and no image_std"), ({"image_mean": [0.5], "image_std": None}, "no image_std")],
+)
+def test_an_image_processor_without_mean_or_deviation_is_one_line(content, absent, tmp_path, monkeypatch):
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(content))
+    hub = SimpleNamespace(cached_file=lambda name, file: str(tmp_path / file))
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(utils=hub))
+    monkeypatch.setitem(sys.modules, "transformers.utils", hub)
+    with pytest.raises(UserError) as caught:
+        libraries._processor("vit")
+    assert str(caught.value) == (
+        "`model.name` hf:vit: expected image_mean and image_std in its preprocessor_config.json, got "
+        f"{absent}; write what its weights were trained with into a copy of its folder, and name that, hf:FOLDER"
+    )
 
 
 # --- weights to start from ------------------------------------------------------------------------------------

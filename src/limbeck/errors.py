@@ -15,7 +15,7 @@ class Diverged(UserError):
 
 
 class Interrupted(Exception):
-    """A signal ended the run after its state was saved; the message says how to go on. Exit code 75."""
+    """A signal ended the run, and what it saved stands; the message says how to go on. Exit code 75."""
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:

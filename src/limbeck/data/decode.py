@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from torch.nn import functional as F
@@ -155,16 +155,29 @@ def views_of(opened: list[tuple[Image, str]], keys: Tensor, crops: tuple[Crop, .
 
 def _open(files: ImageFiles, places: Tensor) -> Iterable[tuple[Image, str]]:
     """Yield images of which the first bytes are read, and their paths."""
+    for place in places.tolist():
+        path = files.path(place)
+        yield open_image(path, path), path
+
+
+def open_image(source: str | BinaryIO, name: str) -> Image:
+    """Return an image of which the first bytes are read.
+
+    Args:
+        source: Path or content of a file.
+        name: What it is called.
+
+    Raises:
+        UserError: It is missing, no image or one of too many pixels, or Pillow is not installed.
+    """
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
         raise missing_extra("pillow", "images", "reading images from files") from error
-    for place in places.tolist():
-        path = files.path(place)
-        try:
-            yield Image.open(path), path
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise broken(path, error) from error
+    try:
+        return Image.open(source)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _broken(name, error) from error
 
 
 def rgb(image: Image, path: str) -> Image:
@@ -177,10 +190,10 @@ def rgb(image: Image, path: str) -> Image:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, struct.error) as error:
-        raise broken(path, error) from error
+        raise _broken(path, error) from error
 
 
-def broken(path: str, error: Exception) -> UserError:
+def _broken(path: str, error: Exception) -> UserError:
     """Return the error of a file that is no image, or a damaged one."""
     words = "no image that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else reason(error)
     return UserError(f"{path} cannot be decoded ({words}); put a whole file in its place, or delete it for a new run")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from limbeck.errors import UserError
+from limbeck.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,8 +25,8 @@ T = TypeVar("T")
 PIECE = 64  # images that a process makes at a time
 MOST_WORKERS = 16
 # Seconds that a process lives on after SIGTERM, which batch systems send to all processes of a job: so long the run has
-# to finish its step and save.
-GRACE = 20
+# to come to a place where it saves, which with several ranks is a logged step. It ends its processes itself.
+GRACE = 600
 
 
 class Pieces(Protocol):
@@ -53,6 +53,7 @@ def in_order(pieces: Pieces, steps: Sequence[int], *, workers: int, device: torc
 
     Raises:
         UserError: A piece cannot be made.
+        Interrupted: See `started`.
     """
     numbers = [step * pieces.parts + part for step in steps for part in range(pieces.parts)]
     made = started(_Numbered(pieces), numbers, workers=workers, device=device)
@@ -78,7 +79,8 @@ def started(
         device: Where the pieces will be moved.
 
     Raises:
-        UserError: A piece is one.
+        UserError: A piece is one, or a process was killed, such as for want of memory.
+        Interrupted: A process ended by itself, so long after SIGTERM.
     """
     loader: DataLoader[tuple[Tensor, ...] | UserError] = DataLoader(
         pieces,
@@ -95,12 +97,10 @@ def started(
         while True:
             try:
                 piece = next(pieces_made, None)
-            except RuntimeError as error:  # a process was killed, such as for want of memory
-                words = str(error).partition("\n")[0]
-                raise UserError(
-                    f"a process that decodes images ended ({words}); lower `data.workers`, or give it more memory, "
-                    "of which /dev/shm is a part"
-                ) from error
+            except RuntimeError as error:
+                if (ending := _ending(error)) is None:
+                    raise
+                raise ending from error
             if piece is None:
                 return
             if isinstance(piece, UserError):
@@ -108,6 +108,22 @@ def started(
             yield piece
     finally:
         del pieces_made  # ends the processes now: with the garbage its queues may go first, and it waits for seconds
+
+
+def _ending(error: RuntimeError) -> UserError | Interrupted | None:
+    """Return what the end of a process means, of which torch tells by a RuntimeError; None for any other."""
+    words = str(error).partition("\n")[0].strip()
+    if "DataLoader worker" not in words or not ("killed" in words or "exited unexpectedly" in words):
+        return None
+    if hasattr(signal, "SIGALRM") and str(signal.strsignal(signal.SIGALRM)) in f"{error} {error.__cause__}":
+        return Interrupted(
+            f"the run did not come to save within {GRACE} seconds of SIGTERM, when the processes that decode images "
+            "end; what it saved before stands"
+        )
+    return UserError(
+        f"a process that decodes images ended ({words}); lower `data.workers`, or give it more memory, of which "
+        "/dev/shm is a part"
+    )
 
 
 def ended(made: Iterator[object]) -> None:

@@ -8,6 +8,7 @@ folder changes its folder's. To write other bytes into an old file does not.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 AT_ONCE = 16  # folders that are read at the same time: what counts is how long the disk or network takes to answer
 SHOWN = 3  # missing files that are named
+MANY = 1_000_000  # classes of which names may be kept for a list of fewer images
 
 Told: TypeAlias = "Callable[[str], None]"
 
@@ -83,25 +85,27 @@ class _Folder(NamedTuple):
 def class_folders(root: Path, told: Told) -> ImageFiles:
     """Return the images in the class folders of a folder; classes and files in the order of their names.
 
-    Names that begin with a dot are passed over. Images may lie in folders inside a class folder.
+    Names that begin with a dot are passed over. Images may lie in folders inside a class folder. Class folders and
+    images may be links.
 
     Args:
         root: The folder.
         told: Called with a line before the folder is looked through.
 
     Raises:
-        UserError: There is no such folder, it has no class folders, or one of them has no images.
+        UserError: There is no such folder, it cannot be read, it has no class folders, or one of them has no images
+            or a link to a folder.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; `data.folder` expected the one that holds it")
     if (kept := kept_index(root, "classes")) is not None:
         return ImageFiles(root, *kept)
     told(f"{root}: looking through the images; the next start is quick")
-    changed = root.stat().st_mtime_ns
-    names = sorted(_subfolders(root))
-    if not names:
-        raise UserError(f"{root}: expected a folder of each class, got no folders")
     with _disk_errors(root), ThreadPoolExecutor(AT_ONCE) as pool:
+        changed = root.stat().st_mtime_ns
+        names = sorted(_subfolders(root))
+        if not names:
+            raise UserError(f"{root}: expected a folder of each class, got no folders")
         found = list(pool.map(lambda name: _look_through(root, name), names))
     for name, folder in zip(names, found, strict=True):
         if not folder.files:
@@ -128,6 +132,11 @@ def _look_through(root: Path, name: str) -> _Folder:
             if entry.name.lower().endswith(ENDINGS):
                 found.files.append((f"{name}/{entry.name}", entry.stat().st_size))
             elif entry.is_dir():
+                if entry.is_symlink():  # to a class, whose images would count twice, or in a circle
+                    raise UserError(
+                        f"{root / name / entry.name}: expected no link to a folder inside a class folder, got one; "
+                        "put a folder in its place, or links to single images"
+                    )
                 inside = _look_through(root, f"{name}/{entry.name}")
                 found.files.extend(inside.files)
                 found.folders.extend(inside.folders)
@@ -179,6 +188,10 @@ def _read_list(path: Path) -> tuple[list[str], list[int], str]:
         labels.append(int(label))
     if not names:
         raise UserError(f"{path}: expected lines `path label`, got none")
+    if max(labels) >= max(len(labels), MANY):
+        there = set(labels)
+        absent = next(label for label in itertools.count() if label not in there)
+        raise UserError(f"{path}: expected an image of each class, got none of class {absent}, and class {max(labels)}")
     return names, labels, hashlib.sha256(content).hexdigest()
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from limbeck.data.decode import CHANNELS, Crop, MiddleView, broken, views_of
+from limbeck.data.decode import CHANNELS, Crop, MiddleView, open_image, views_of
 from limbeck.data.decoding import PIECE, ended, put_together, started
 from limbeck.data.loader import Portion
 from limbeck.data.sources import Pixels
@@ -155,15 +155,8 @@ class _ShardPieces(IterableDataset["tuple[Tensor, ...] | UserError"]):
             yield self._made(list(itertools.islice(samples[piece % self.streams], self._sizes[piece % self.parts])))
 
     def _made(self, samples: Sequence[Sample]) -> tuple[Tensor, ...]:
-        from PIL import Image
-
         indices = torch.tensor([_index(sample.key) for sample in samples], dtype=torch.int64)
-        opened: list[tuple[Image.Image, str]] = []
-        for sample in samples:
-            try:
-                opened.append((Image.open(io.BytesIO(sample.image)), sample.key))
-            except OSError as error:
-                raise broken(sample.key, error) from error
+        opened = [(open_image(io.BytesIO(sample.image), sample.key), sample.key) for sample in samples]
         labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
         return (*views_of(opened, indices, self._crops), labels, indices)
 

@@ -225,6 +225,12 @@ def _processor(name: str) -> Standardisation:
     factor = 255 * content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 255.0
     if not content.get("do_normalize", True):
         return Standardisation((0.0,) * 3, (1 / factor,) * 3)
+    if absent := [key for key in ("image_mean", "image_std") if content.get(key) is None]:
+        raise UserError(
+            f"`model.name` hf:{name}: expected image_mean and image_std in its preprocessor_config.json, got no "
+            f"{' and no '.join(absent)}; write what its weights were trained with into a copy of its folder, and name "
+            "that, hf:FOLDER"
+        )
     mean, std = ([value / factor for value in content[key]] for key in ("image_mean", "image_std"))
     return Standardisation(tuple(mean), tuple(std))
 
