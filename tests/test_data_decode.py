@@ -274,3 +274,21 @@ def test_a_file_that_is_gone_is_one_line_with_its_path(tmp_path):
     os.unlink(path)
     with pytest.raises(UserError, match="cannot be decoded \\(no such file or directory\\)"):
         list(data.test.batches(20))
+
+
+class Stuck:
+    """Makes a piece, and then none for long."""
+
+    parts = 1
+
+    def make(self, step: int, part: int) -> tuple[torch.Tensor, ...]:
+        if step:
+            time.sleep(60)
+        return (torch.zeros(1, 1, 1, 1, dtype=torch.uint8),)
+
+
+def test_a_process_that_is_stuck_ends_with_the_iterator():
+    made = in_order(Stuck(), range(3), workers=1, device=torch.device("cpu"))
+    next(made)
+    made.close()
+    assert not multiprocessing.active_children()

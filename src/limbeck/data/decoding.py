@@ -92,7 +92,9 @@ def started(
         worker_init_fn=_begin,
         generator=torch.Generator(),
     )
+    others = set(multiprocessing.active_children())
     pieces_made = iter(loader)
+    processes = set(multiprocessing.active_children()) - others
     try:
         while True:
             try:
@@ -108,6 +110,9 @@ def started(
             yield piece
     finally:
         del pieces_made  # ends the processes now: with the garbage its queues may go first, and it waits for seconds
+        for process in processes:  # one that has not ended in its time was sent SIGTERM, which it outlives
+            process.kill()
+            process.join()
 
 
 def _ending(error: RuntimeError) -> UserError | Interrupted | None:
