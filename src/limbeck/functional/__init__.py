@@ -8,6 +8,12 @@ from limbeck.functional.congruence import kernel_congruence, neighbour_congruenc
 from limbeck.functional.contrastive import contrastive_nce
 from limbeck.functional.correlation import dist_loss
 from limbeck.functional.decoupled import dkd_divergence
+from limbeck.functional.dense import (
+    dense_gkl_divergence,
+    dense_gkl_normalizer,
+    dense_js_divergence,
+    dense_kl_divergence,
+)
 from limbeck.functional.feature_distributions import (
     exponential_kl,
     gaussian_embedding_distance,
@@ -70,6 +76,10 @@ __all__ = [
     "contrastive_nce",
     "cost_from_interrelations",
     "covariance_alignment",
+    "dense_gkl_divergence",
+    "dense_gkl_normalizer",
+    "dense_js_divergence",
+    "dense_kl_divergence",
     "dense_votes",
     "dist_loss",
     "dkd_divergence",

@@ -27,11 +27,7 @@ def class_rows(prior: Tensor, labels: Tensor | None, logits: Tensor) -> Tensor:
         return prior
     classes = logits.shape[-1]
     _check_tensors(prior=prior, labels=labels)
-    if prior.shape != (classes, classes):
-        raise ValueError(
-            f"`prior` expected the (C, C) table {(classes, classes)} that `labels` read, got {tuple(prior.shape)}; "
-            "without `labels` it is one row per sample"
-        )
+    check_table(prior, classes)
     if labels.is_floating_point():
         if labels.shape != logits.shape:
             raise ValueError(
@@ -89,6 +85,16 @@ def _check_tensors(**given: object) -> None:
     for name, value in given.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"`{name}` expected a tensor, got {type(value).__name__}")
+
+
+def check_table(prior: Tensor, classes: int) -> None:
+    """A (C, C) tensor."""
+    _check_tensors(prior=prior)
+    if prior.shape != (classes, classes):
+        raise ValueError(
+            f"`prior` expected the (C, C) table {(classes, classes)} that `labels` read, got {tuple(prior.shape)}; "
+            "without `labels` it is one row per sample"
+        )
 
 
 def check_rows(name: str, rows: Tensor, logits: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.functional._check import check_integer_labels, check_positive
+from limbeck.functional._tiles import check_pixels, class_last, tiles
 
 # float32 prior, its powers that GKL keeps, float64 pending sums, and with ranks their increment
 BYTES_PER_ENTRY = 4 + 4 + 8 + 8
@@ -132,6 +133,25 @@ class ClassPrior(nn.Module):
                 labels = labels.to(sums.device, torch.int64)
                 sums.index_add_(0, labels, probabilities)
                 counts.index_add_(0, labels, usable.double())
+
+    def observe_dense(
+        self, logits: Tensor, labels: Tensor, *, ignore_index: int = -100, mask: Tensor | None = None
+    ) -> None:
+        """Add each pixel's softmax(logits / temperature) to the sums of its label's class, some pixels at a time.
+
+        Args:
+            logits: (N, C, *space), any floating dtype.
+            labels: integers (N, *space).
+            ignore_index: label of the pixels that are left out.
+            mask: (N, *space) bool, True where the pixel takes part.
+        """
+        pixels = check_pixels(logits, logits, labels, mask, ignore_index)
+        for index in tiles(logits):
+            part, kept = pixels.tile(index)
+            if part is None or kept is None:
+                continue
+            rows = class_last(logits[index].detach(), kept)
+            self.observe(rows.masked_fill_(~kept.unsqueeze(-1), torch.nan), part)  # not finite: left out
 
     def _accumulators(self) -> tuple[Tensor, Tensor]:
         """Return what `observe` adds to: a local increment where there are ranks, else `pending` itself."""
