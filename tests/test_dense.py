@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck import functional
-from limbeck.functional import _tiles
+from limbeck.functional import _dense_tiles
 from limbeck.losses import ClassPrior
 
 SPACES = ((), (6,), (3, 4), (2, 3, 2))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.functional._check import check_integer_labels, check_positive
-from limbeck.functional._tiles import check_pixels, class_last, tiles
+from limbeck.functional._dense_tiles import check_pixels, class_last, tiles
 
 # float32 prior, its powers that GKL keeps, float64 pending sums, and with ranks their increment
 BYTES_PER_ENTRY = 4 + 4 + 8 + 8
