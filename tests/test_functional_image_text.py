@@ -166,7 +166,7 @@ def largest(tile, divergence):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_no_matrix_is_made_with_tiles(divergence):
     assert largest(None, divergence) >= 200 * 300
-    assert largest(20, divergence) <= 300 * 4  # features beside their negatives: a tile is 20 x 20
+    assert largest(20, divergence) <= 300 * 8  # features and statistics of a row; a tile is 20 x 20
 
 
 @pytest.mark.parametrize("divergence", ["kl", "js", "gkl"])
@@ -268,6 +268,8 @@ def test_wrong_features_are_said():
     with pytest.raises(TypeError, match="`text_features` expected a floating dtype"):
         contrastive_divergence(image, text.long(), target_image, target_text, **scales)
     given = (image, text, target_image, target_text)
+    with pytest.raises(ValueError, match="`logit_bias` expected a number or a 0-d floating tensor, got the shape"):
+        contrastive_divergence(*given, **scales, logit_bias=torch.zeros(1))
     for ours, theirs, message in (
         ((image, text), None, "both or neither"),
         ((image, text), (image, text), "`target_negatives` expected features of width 6, got 4"),

@@ -106,17 +106,18 @@ class _Running:
         if gap is not None:
             self.weighted = self.weighted * shrink + powers.mul_(gap).sum(-1, keepdim=True)
 
-    def log_mass(self) -> Tensor:
-        return self.top + self.mass.log()
+    def partition(self) -> tuple[Tensor, Tensor]:
+        """The maximum, and the logarithm of what exceeds it: taken off one after the other they round less."""
+        return self.top, self.mass.log()
 
     def mean(self) -> Tensor:
         return self.weighted / self.mass
 
 
 def _statistics(student: Similarities, target: Similarities, rows: slice, options: RowOptions, tile: int) -> Tensor:
-    """(4, n, 1): the log-partitions of student and target; for GKL those of the weights and the weighted mean gap."""
+    """(4, n, 1): partitions of student and target; for GKL (7, n, 1), with that of the weights and their mean gap."""
     if options.divergence == "sigmoid_kl":
-        return student.rows.new_zeros((4, len(student.rows[rows]), 1))  # entries, not rows, are distributions
+        return student.rows.new_zeros((0, len(student.rows[rows]), 1))  # entries, not rows, are distributions
     of_student, of_target, of_weights = (_Running(student.rows[rows]) for _ in range(3))
     for columns in _slices(len(student.columns), tile):
         s, t = student.tile(rows, columns), target.tile(rows, columns)
@@ -124,10 +125,22 @@ def _statistics(student: Similarities, target: Similarities, rows: slice, option
         of_target.add(t / options.temperature)
         if options.divergence == "gkl":
             of_weights.add(t * options.weight_power, s - t)
-    found = [of_student.log_mass(), of_target.log_mass()]
+    found = [*of_student.partition(), *of_target.partition()]
     if options.divergence == "gkl":
-        return torch.stack([*found, of_weights.log_mass(), of_weights.mean()])
-    return torch.stack([*found, *(torch.zeros_like(x) for x in found)])
+        found += [*of_weights.partition(), of_weights.mean()]
+    return torch.stack(found)
+
+
+def _log_softmaxes(s: Tensor, t: Tensor, statistics: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Of a tile of the student's matrix and of the target's."""
+    log_q = (s / temperature).sub_(statistics[0]).sub_(statistics[1])
+    log_p = (t / temperature).sub_(statistics[2]).sub_(statistics[3])
+    return log_q, log_p
+
+
+def _weights_and_gap(s: Tensor, t: Tensor, statistics: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """GKL's weights, which sum to 1 over a row, and the gap of the similarities, less its mean."""
+    return (t * power).sub_(statistics[4]).sub_(statistics[5]).exp_(), (s - t).sub_(statistics[6])
 
 
 def _sums(s: Tensor, t: Tensor, statistics: Tensor, options: RowOptions) -> Tensor:
@@ -135,14 +148,14 @@ def _sums(s: Tensor, t: Tensor, statistics: Tensor, options: RowOptions) -> Tens
     if options.divergence == "sigmoid_kl":
         values = _bernoulli_kl(s / options.temperature, t / options.temperature).sum(-1, keepdim=True)
         return torch.stack([values, torch.zeros_like(values)])
-    log_q, log_p = s / options.temperature - statistics[0], t / options.temperature - statistics[1]
+    log_q, log_p = _log_softmaxes(s, t, statistics, options.temperature)
     p = log_p.exp()
     if options.divergence == "js":
         log_m = torch.logaddexp(log_p, log_q) - math.log(2)
         parts = (0.5 * p * (log_p - log_m), 0.5 * log_q.exp() * (log_q - log_m))
     elif options.divergence == "gkl":
-        weight = (t * options.weight_power - statistics[2]).exp()
-        spread = 0.5 * options.mse_weight * weight * (s - t - statistics[3]).square()
+        weight, gap = _weights_and_gap(s, t, statistics, options.weight_power)
+        spread = weight.mul_(gap.square_()).mul_(0.5 * options.mse_weight)
         parts = (spread, -options.ce_weight * p * log_q)
     else:
         parts = (p * (log_p - log_q), torch.zeros_like(p))
@@ -158,15 +171,15 @@ def _gradients(
         p = torch.sigmoid(t / temperature)
         gradient = (torch.sigmoid(s / temperature) - p) / temperature
         return gradient, p * (1 - p) * (t - s) / temperature**2 if to_target else None
-    log_q, log_p = s / temperature - statistics[0], t / temperature - statistics[1]
+    log_q, log_p = _log_softmaxes(s, t, statistics, temperature)
     q, p = log_q.exp(), log_p.exp()
     if options.divergence == "js":
         log_m = torch.logaddexp(log_p, log_q) - math.log(2)
         gradient = q * (0.5 * (log_q - log_m) - sums[1]) / temperature
         return gradient, p * (0.5 * (log_p - log_m) - sums[0]) / temperature if to_target else None
     if options.divergence == "gkl":
-        weight = (t * options.weight_power - statistics[2]).exp()
-        spread = options.mse_weight * weight * (s - t - statistics[3])
+        weight, gap = _weights_and_gap(s, t, statistics, options.weight_power)
+        spread = weight.mul_(gap).mul_(options.mse_weight)
         return spread + (q - p) * (options.ce_weight / temperature), -spread if to_target else None
     return (q - p) / temperature, p * (log_p - log_q - sums[0]) / temperature if to_target else None
 
@@ -203,7 +216,7 @@ class _Tiled(torch.autograd.Function):
         all_statistics, all_sums = [], []
         for rows in _slices(len(student.rows), tile):
             statistics = _statistics(student, target, rows, options, tile)
-            sums = statistics.new_zeros((2, *statistics.shape[1:]))
+            sums = statistics.new_zeros((2, statistics.shape[1], 1))
             for columns in _slices(len(student.columns), tile):
                 sums += _sums(student.tile(rows, columns), target.tile(rows, columns), statistics, options)
             all_statistics.append(statistics)

@@ -120,6 +120,7 @@ def contrastive_divergence(
             f"{len(image_features)} and {len(target_image_features)}"
         )
     _check_negatives(negatives, target_negatives, image_features, target_image_features)
+    _check_scalars(logit_scale, target_logit_scale, logit_bias, target_logit_bias)
     own, targets = (image_features, text_features), (target_image_features, target_text_features)
     dtype = widest(*own, *targets, *(negatives or ()), *(target_negatives or ()))
     student = _directions(own, negatives, logit_scale, logit_bias, normalize, dtype)
@@ -143,7 +144,10 @@ def _directions(
     if normalize:
         columns = [to_unit_length(x, dim=-1) for x in columns]
         rows = [x[: len(y)] for x, y in zip(columns, own, strict=True)]
-    a, b = (torch.as_tensor(x, device=own[0].device).to(dtype) for x in (scale, bias))
+    a, b = (
+        x.to(rows[0]) if isinstance(x, Tensor) else torch.full((), x, dtype=dtype, device=own[0].device)
+        for x in (scale, bias)
+    )
     return Similarities(rows[0], columns[1], a, b), Similarities(rows[1], columns[0], a, b)
 
 
@@ -181,6 +185,17 @@ def _check_features(images: Tensor, texts: Tensor, *names: str) -> None:
             f"`{names[0]}` and `{names[1]}` expected one non-empty shape (N, D), got {tuple(images.shape)} and "
             f"{tuple(texts.shape)}"
         )
+
+
+def _check_scalars(*values: float | Tensor) -> None:
+    for name, value in zip(
+        ("logit_scale", "target_logit_scale", "logit_bias", "target_logit_bias"), values, strict=True
+    ):
+        if isinstance(value, Tensor) and (value.dim() != 0 or not value.is_floating_point()):
+            raise ValueError(
+                f"`{name}` expected a number or a 0-d floating tensor, got the shape {tuple(value.shape)} of "
+                f"{value.dtype}; take the one number out with `.squeeze()`"
+            )
 
 
 def _check_negatives(ours: Negatives | None, theirs: Negatives | None, own: Tensor, targets: Tensor) -> None:
