@@ -25,6 +25,7 @@ from limbeck.functional.feature_distributions import (
 from limbeck.functional.gaussian import gaussian_wasserstein
 from limbeck.functional.gkl import dkl_divergence, gkl_divergence, gkl_normalizer, ikl_divergence, weighted_mse
 from limbeck.functional.hint import hint_mse
+from limbeck.functional.image_text import contrastive_divergence
 from limbeck.functional.inter_channel import inter_channel_correlation
 from limbeck.functional.interrelations import (
     centroid_cosine,
@@ -73,6 +74,7 @@ __all__ = [
     "class_correlation_loss",
     "classifier_cosine",
     "confidence_weighted_cross_entropy",
+    "contrastive_divergence",
     "contrastive_nce",
     "cost_from_interrelations",
     "covariance_alignment",

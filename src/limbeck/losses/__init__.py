@@ -16,6 +16,7 @@ from limbeck.losses.gaussian import WKDFeatureLoss
 from limbeck.losses.gkl import DKLLoss, GKLLoss
 from limbeck.losses.hint import FitNetLoss
 from limbeck.losses.ikl import IKLLoss
+from limbeck.losses.image_text import ContrastiveDivergenceLoss
 from limbeck.losses.inter_channel import ICKDLoss
 from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
 from limbeck.losses.logit import LogitMSELoss
@@ -48,6 +49,7 @@ __all__ = [
     "CRDLoss",
     "CTKDLoss",
     "ClassPrior",
+    "ContrastiveDivergenceLoss",
     "DISTLoss",
     "DKDLoss",
     "DKLLoss",
