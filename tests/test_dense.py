@@ -23,9 +23,9 @@ NORMALIZERS = ("weights", "row", "samples", "given")
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same claims in tiles of many shapes, and for plain operations."""
     sizes = {"one tile": 10**6, "pixels": 1, "rows": 25, "images": 130, "composed": 10**6}
-    monkeypatch.setattr(_tiles, "TILE_ELEMENTS", {"cpu": sizes[request.param]})
+    monkeypatch.setattr(_dense_tiles, "TILE_ELEMENTS", {"cpu": sizes[request.param]})
     if request.param == "composed":
-        monkeypatch.setattr(_tiles, "_can_tile", lambda *_: False)
+        monkeypatch.setattr(_dense_tiles, "_can_tile", lambda *_: False)
     return request.param
 
 
@@ -304,7 +304,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("loss", ["kl", "js", "class", "sample"])
 def test_only_the_gradients_are_of_the_logits_size(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tiles, "TILE_ELEMENTS", {"cpu": 4096})
+    monkeypatch.setattr(_dense_tiles, "TILE_ELEMENTS", {"cpu": 4096})
     generator = torch.Generator().manual_seed(0)
     s, t = (torch.randn(2, 16, 40, 40, generator=generator).requires_grad_() for _ in range(2))
     labels = torch.randint(16, (2, 40, 40), generator=generator)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from limbeck.functional._check import Reduction, check_positive, check_range, check_reduction, full_precision, widest
+from limbeck.functional._dense_tiles import Pixels, check_pixels, class_last, per_pixel, tiles
 from limbeck.functional._pairs import Normalizer, Terms, pair_divergence
 from limbeck.functional._rows import check_normalizer, check_table, may_underflow, powered, without_common_factor
-from limbeck.functional._dense_tiles import Pixels, check_pixels, class_last, per_pixel, tiles
 from limbeck.functional.kl import js_divergence, kl_divergence
 
 IGNORED = -100  # as torch's cross-entropy

@@ -18,7 +18,7 @@ from limbeck.functional._check import (
     reduce,
     widest,
 )
-from limbeck.functional._tiles import RowDivergence, RowOptions, Similarities, row_divergences
+from limbeck.functional._similarity_tiles import RowDivergence, RowOptions, Similarities, row_divergences
 
 Negatives = tuple[Tensor, Tensor]
 _WORDS = ("kl", "js", "gkl", "sigmoid_kl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from limbeck.functional._check import Reduction
-from limbeck.functional._tiles import RowDivergence
+from limbeck.functional._similarity_tiles import RowDivergence
 from limbeck.functional.image_text import Negatives, contrastive_divergence, row_options
 from limbeck.losses.base import DivergenceLoss
 
