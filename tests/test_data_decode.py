@@ -194,18 +194,21 @@ def test_an_interruption_from_the_keyboard_is_the_runs_alone():
     assert [int(images) for (images,) in in_order(Signals(), range(1), workers=0, device=cpu)] == [0]
 
 
-class Killed:
-    """Ends its process as the system does that is out of memory."""
+class Ended:
+    """Ends its process by a signal."""
 
     parts = 1
 
+    def __init__(self, number):
+        self.number = number
+
     def make(self, step, part):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.number)
 
 
 def test_a_process_that_is_killed_is_one_line():
     with pytest.raises(UserError, match=r"^a process that decodes images ended \(.*\); lower `data.workers`") as caught:
-        list(in_order(Killed(), range(2), workers=1, device=torch.device("cpu")))
+        list(in_order(Ended(signal.SIGKILL), range(2), workers=1, device=torch.device("cpu")))
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -224,18 +227,9 @@ def test_a_process_outlives_the_step_in_which_the_run_is_told_to_stop():
     assert int(left) == 60
 
 
-class Alarmed:
-    """Lives too long after SIGTERM."""
-
-    parts = 1
-
-    def make(self, step, part):
-        os.kill(os.getpid(), signal.SIGALRM)
-
-
 def test_a_process_that_ended_by_its_alarm_is_an_interruption():
     with pytest.raises(Interrupted, match=r"^the run did not come to save within 600 seconds of SIGTERM") as caught:
-        list(in_order(Alarmed(), range(2), workers=1, device=torch.device("cpu")))
+        list(in_order(Ended(signal.SIGALRM), range(2), workers=1, device=torch.device("cpu")))
     assert len(str(caught.value).splitlines()) == 1
 
 

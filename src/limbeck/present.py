@@ -110,9 +110,10 @@ def evaluate_and_show(
 def _device(run: Path | None, recipe: Recipe | None) -> str:
     """Return the device that a run, or the recipe of a file, is evaluated on."""
     from limbeck.config_files import load_recipe
+    from limbeck.engine.run_folder import CONFIG
 
     if run is not None:
-        recipe = load_recipe(str(run / "config.yaml")) if (run / "config.yaml").is_file() else None
+        recipe = load_recipe(str(run / CONFIG)) if (run / CONFIG).is_file() else None
     return recipe.train.device if recipe else "cpu"
 
 
