@@ -84,7 +84,7 @@ def batches(classes: int, count: int, *, second: bool = False) -> list[Batch]:
     views = torch.rand(2, count, SAMPLES, 2, SIDE, SIDE, generator=generator, dtype=torch.float64)
     labels = torch.randint(classes, (count, SAMPLES), generator=generator)
     return [
-        Batch(views[0, i], labels[i], torch.arange(SAMPLES) + i * SAMPLES, i, views[1, i] if second else None)
+        Batch(views[0, i], labels[i], torch.arange(SAMPLES) + i * SAMPLES, i, (views[1, i],) if second else ())
         for i in range(count)
     ]
 
@@ -130,8 +130,7 @@ class Run:
     def both(self, batch: Batch) -> None:
         """Take a step on both sides and compare them."""
         views = [(batch.images, batch.indices)]
-        if batch.second is not None:
-            views.append((batch.second, batch.indices + OTHER_DRAWS))
+        views += [(second, batch.indices + OTHER_DRAWS) for second in batch.views]
         images, indices = (torch.cat(parts) for parts in zip(*views, strict=True))
         where = {"epsilon": self.reference.settings.epsilon, "norm": "linf", "seed": SEED, "epoch": 1}
         start = start_points(images, self.start, **where, indices=indices)

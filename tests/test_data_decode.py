@@ -136,7 +136,7 @@ def test_two_views_of_a_file_are_independent_and_the_first_is_as_ever(imagenet):
         list(open_stream(data, CROP, **options, **second).batches(1)) for second in ({}, {"second_view": CROP})
     )
     assert torch.equal(alone.images, both.images)
-    assert not any(torch.equal(*pair) for pair in zip(both.images, both.second, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(both.images, both.views[0], strict=True))
 
 
 def test_a_padded_crop_acts_on_the_middle(imagenet):

@@ -27,16 +27,16 @@ def stream_of(n=64, second_view=WEAK, seed=3):
 
 def test_the_second_view_changes_nothing_of_the_first():
     for one, two in zip(stream_of(second_view=None).batches(1), stream_of().batches(1), strict=True):
-        assert one.second is None
+        assert one.views == ()
         assert torch.equal(one.images, two.images)
         assert torch.equal(one.indices, two.indices)
-        assert two.second.shape == two.images.shape
+        assert two.views[0].shape == two.images.shape
 
 
 def test_crop_and_flip_of_the_second_view_are_independent_of_the_first():
     """Of 20 samples two views agree in flip and crop with probability 1 / 162 each."""
     batch = next(stream_of().batches(1))
-    same = (batch.images == batch.second).flatten(1).all(1)
+    same = (batch.images == batch.views[0]).flatten(1).all(1)
     assert same.sum() <= 2
 
 
@@ -47,7 +47,7 @@ def test_a_flip_of_one_view_says_nothing_of_the_other():
     source = Source(images, torch.zeros(4000, dtype=torch.int64), Pixels(255, (0.0,), (1.0,)))
     flip = AugmentOptions(flip=True)
     batch = next(ImageStream(source, flip, 1, 4000, False, seed=0, second_view=flip).batches(1))
-    both = torch.stack([batch.images[:, 0, 0, 0], batch.second[:, 0, 0, 0]])
+    both = torch.stack([batch.images[:, 0, 0, 0], batch.views[0][:, 0, 0, 0]])
     counts = (2 * both[0] + both[1]).long().bincount(minlength=4)
     assert (counts - 1000).abs().max() < 5 * (4000 * 3 / 16) ** 0.5
 
@@ -55,9 +55,9 @@ def test_a_flip_of_one_view_says_nothing_of_the_other():
 def test_the_second_view_is_of_the_same_samples_and_has_its_own_augmentations():
     batch = next(stream_of(second_view=AugmentOptions()).batches(1))
     source = stream_of().source
-    assert torch.equal(batch.second, normalise(source.images[batch.indices], source.pixels))
+    assert torch.equal(batch.views[0], normalise(source.images[batch.indices], source.pixels))
     strong = next(stream_of(second_view=STRONG).batches(1))
-    assert not torch.equal(strong.second, next(stream_of().batches(1)).second)
+    assert not torch.equal(strong.views[0], next(stream_of().batches(1)).views[0])
 
 
 def test_a_sample_has_the_same_second_view_in_any_batch():
@@ -70,19 +70,19 @@ def seconds_in_order(stream):
     """Return the second views of an epoch, in the order of the source."""
     batches = list(stream.batches(2))
     order = torch.cat([batch.indices for batch in batches]).argsort()
-    return torch.cat([batch.second for batch in batches])[order]
+    return torch.cat([batch.views[0] for batch in batches])[order]
 
 
 def test_other_seeds_and_epochs_have_other_second_views():
-    first = next(stream_of().batches(1)).second
-    assert not torch.equal(first, next(stream_of().batches(2)).second)
-    assert not torch.equal(first, next(stream_of(seed=4).batches(1)).second)
+    first = next(stream_of().batches(1)).views[0]
+    assert not torch.equal(first, next(stream_of().batches(2)).views[0])
+    assert not torch.equal(first, next(stream_of(seed=4).batches(1)).views[0])
 
 
 def test_resuming_gives_the_second_views_of_an_unbroken_epoch():
     unbroken = list(stream_of(second_view=STRONG).batches(2))[2:]
     for expected, got in zip(unbroken, stream_of(second_view=STRONG).batches(2, 2), strict=True):
-        assert torch.equal(expected.second, got.second)
+        assert torch.equal(expected.views[0], got.views[0])
 
 
 def test_a_loader_of_a_user_has_no_second_view():
@@ -110,8 +110,8 @@ def two_views(**data) -> Recipe:
 def test_a_recipe_with_a_second_view_has_it_in_its_batches():
     options = two_views()
     batch = next(open_run_stream(options, build_data(options.data)).batches(1))
-    assert batch.second.shape == batch.images.shape
-    assert not torch.equal(batch.second, batch.images)
+    assert batch.views[0].shape == batch.images.shape
+    assert not torch.equal(batch.views[0], batch.images)
 
 
 def test_runs_with_other_second_views_share_none():
@@ -128,6 +128,6 @@ def test_the_second_views_count_in_the_bytes_kept():
     stream = KeptStream(open_run_stream(options, build_data(options.data)), room=10**9)
     batches = list(stream.batches(1))
     bytes_kept = sum(
-        tensor.nbytes for batch in batches for tensor in (batch.images, batch.second, batch.labels, batch.indices)
+        tensor.nbytes for batch in batches for tensor in (batch.images, batch.views[0], batch.labels, batch.indices)
     )
     assert 10**9 - stream.room == bytes_kept

@@ -21,7 +21,7 @@ from limbeck.data.sources import DataBundle, Pixels, Samples, Source, fingerprin
 from limbeck.data.splits import split
 from limbeck.data.stored import StoredSource
 from limbeck.data.stored_sets import open_stored
-from limbeck.data.streams import ImageStream, Stream, open_stream
+from limbeck.data.streams import ImageStream, Order, Stream, Streaming, open_stream
 from limbeck.data_files import data_folder
 from limbeck.errors import UserError
 
@@ -38,6 +38,7 @@ __all__ = [
     "DataBundle",
     "Dataset",
     "ImageStream",
+    "Order",
     "Pixels",
     "Samples",
     "ShardSource",
@@ -45,6 +46,7 @@ __all__ = [
     "Source",
     "StoredSource",
     "Stream",
+    "Streaming",
     "augment",
     "build_data",
     "epoch_batches",

@@ -25,11 +25,13 @@ class Batch:
 
     Attributes:
         images: `(B, C, H, W)`: uint8 as they lie in memory, or float32, augmented and normalised.
-        labels: int64 `(B,)`, or probabilities `(B, C)` from mixup and cutmix.
+        labels: int64 `(B,)`, or probabilities `(B, C)` from mixup and cutmix; other tasks have other tensors here, of
+            which the first axis is the samples'.
         indices: int64 `(B,)`, positions in the source: with them a sample's draws can be made again. A user's own
             loader does not tell them; there they are positions in the epoch.
         step: Step within the epoch, from 0.
-        second: `(B, C, H, W)`, another view of the same images, if the recipe asks for one.
+        views: Further tensors of the step, such as a second view `(B, C, H, W)` of the same images, or images without
+            labels, of which there may be another number.
         whole: Samples of the step over all ranks; None where this batch is all of it.
     """
 
@@ -37,7 +39,7 @@ class Batch:
     labels: Tensor
     indices: Tensor
     step: int
-    second: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
     whole: int | None = None
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from limbeck.data.shards import ShardSource
     from limbeck.data.shifted import ShiftedTest
     from limbeck.data.stored import StoredSource
+    from limbeck.data.streams import Streaming
     from limbeck.data.user import UserTraining
 
 
@@ -183,7 +184,7 @@ class DataBundle:
     """
 
     name: str
-    train: Source | StoredSource | ShardSource | UserTraining
+    train: Source | StoredSource | ShardSource | Streaming | UserTraining
     validation: Samples
     test: Samples
     num_classes: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from limbeck.data.augment import augment
 from limbeck.data.loader import Batch, Epochs
@@ -17,11 +17,12 @@ from limbeck.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from torch import Tensor
 
     from limbeck.config import AugmentOptions
     from limbeck.data.loader import Portion
-    from limbeck.data.sources import DataBundle
+    from limbeck.data.sources import DataBundle, Pixels
 
 
 class Stream(Protocol):
@@ -33,6 +34,52 @@ class Stream(Protocol):
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from a step on; the same batches however often they are asked for."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which batches a run asks its training part for.
+
+    Attributes:
+        augment: Augmentations.
+        batch_size: Samples of a batch, over all ranks.
+        drop_last: Leave out the last batch of an epoch if it is incomplete.
+        seed: Seed of the run.
+        second_view: Augmentations of a second view of each batch; None makes none.
+        repeats: Views that a batch has of each of its images.
+        rank: Whose part of each batch.
+        world: Number of ranks.
+    """
+
+    augment: AugmentOptions
+    batch_size: int
+    drop_last: bool
+    seed: int
+    second_view: AugmentOptions | None = None
+    repeats: int = 1
+    rank: int = 0
+    world: int = 1
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A training part that makes its own batches, as tasks beyond the classification of images have it."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image as the network sees it, `(C, H, W)`."""
+
+    @property
+    def pixels(self) -> Pixels:
+        """What the images' numbers stand for."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> Streaming:
+        """Return the same part on a device."""
+
+    def open(self, order: Order) -> Stream:
+        """Return the batches that a run asks for; draws and order are functions of (seed, epoch, sample)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +151,10 @@ class ImageStream:
             ]
             yield self._batch(portion, epoch, labels, *views)
 
-    def _batch(
-        self, portion: Portion, epoch: int, labels: Tensor, images: Tensor, second: Tensor | None = None
-    ) -> Batch:
+    def _batch(self, portion: Portion, epoch: int, labels: Tensor, images: Tensor, *further: Tensor) -> Batch:
         indices, step, whole = portion.indices, portion.step, portion.whole
         if portion.own is None or portion.partners is None:
-            return Batch(images, labels, indices, step, second, whole)
+            return Batch(images, labels, indices, step, further, whole)
         drawn = draw_mixing(self.options, self.seed, epoch, step, tuple(images.shape[2:]))
         own, partners = (places.to(images.device, non_blocking=True) for places in (portion.own, portion.partners))
         images, labels = drawn.mix(images[own], labels[own], images[partners], labels[partners], self.num_classes)
@@ -149,6 +194,8 @@ def open_stream(
         return ImageStream(
             data.train, options, data.num_classes, batch_size, full, seed, second_view, repeats, rank, world
         )
+    if isinstance(data.train, Streaming):
+        return data.train.open(Order(options, batch_size, drop_last, seed, second_view, repeats, rank, world))
     if world > 1:
         raise UserError("several ranks share data that a recipe names; your own loader trains in one process")
     if second_view is not None:

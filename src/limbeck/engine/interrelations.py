@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from limbeck.data import Streaming
 from limbeck.engine.class_features import Reading, Training, find_classifier, pair, sum_up
 from limbeck.engine.progress import Reporter
 from limbeck.errors import UserError
@@ -32,7 +33,7 @@ class Measured(NamedTuple):
 
 def compute_interrelations(
     model: nn.Module,
-    source: Training | None,
+    source: Training | Streaming | None,
     *,
     kind: Kind,
     num_classes: int,
@@ -79,7 +80,11 @@ def compute_interrelations(
 
 
 def measure(
-    model: nn.Module, source: Training | None, request: InterrelationRequest, num_classes: int, reporter: Reporter
+    model: nn.Module,
+    source: Training | Streaming | None,
+    request: InterrelationRequest,
+    num_classes: int,
+    reporter: Reporter,
 ) -> Measured:
     """Do what `compute_interrelations` does, and tell the number of samples."""
     try:
@@ -90,7 +95,11 @@ def measure(
 
 
 def _similarities(
-    model: nn.Module, source: Training | None, request: InterrelationRequest, num_classes: int, reporter: Reporter
+    model: nn.Module,
+    source: Training | Streaming | None,
+    request: InterrelationRequest,
+    num_classes: int,
+    reporter: Reporter,
 ) -> tuple[Tensor, tuple[int, ...]]:
     if request.kind not in KINDS:
         raise UserError(f"`kind` expected one of {', '.join(KINDS)}, got {request.kind!r}")
@@ -99,8 +108,10 @@ def _similarities(
     if request.kind == "classifier":
         weight = find_classifier(model, num_classes).weight.detach().cpu()
         return similarities.classifier_cosine(weight, negative=request.negative), ()
-    if source is None:
-        raise UserError(f"interrelations of the kind {request.kind} expected training images, got none")
+    if source is None or isinstance(source, Streaming):
+        raise UserError(
+            f"interrelations of the kind {request.kind} expected training images of one class each, got none"
+        )
     reading = Reading(model, source, request, num_classes, reporter)
     if request.kind in PAIRED:
         features = pair(reading)

@@ -154,7 +154,7 @@ class Trainer:
             group["lr"] = self._learning_rate()
         train = self.recipe.train
         pieces = micro_batches(batch, train.accumulate, train.batch_size, self.ranks.world)
-        parts = [self._prepared(piece) for piece in pieces]
+        parts = self.objective.prepare_step([self._prepared(piece) for piece in pieces])
         samples = batch.whole or len(batch.labels)
         shares = [len(part.labels) / samples for part in parts]
 
@@ -177,7 +177,8 @@ class Trainer:
             self.objective.synchronize()
         if self.average is not None and self.recipe.train.ema_every == "step":
             self.average.update(self.step)
-        values = [share * _values(part, outcome) for share, part, outcome in zip(shares, parts, outcomes, strict=True)]
+        found = zip(shares, parts, outcomes, strict=True)
+        values = [share * self._values(part, outcome) for share, part, outcome in found]
         self.means.add(self.step, samples, self.ranks.sum(sum(values[1:], start=values[0])))
         self.reporter.step(self.step, samples)
 
@@ -203,6 +204,11 @@ class Trainer:
         # Gradients are averaged over the ranks, and a share is of the samples of all of them.
         (share * self.ranks.world * outcome.loss).backward()  # type: ignore[no-untyped-call]
         return outcome
+
+    def _values(self, batch: ObjectiveBatch, outcome: Outcome) -> Tensor:
+        """Return what `RunningMeans` adds up, on the device: the loss, its parts, the score."""
+        parts = (part.detach() for part in outcome.parts.values())
+        return torch.stack([outcome.loss.detach(), *parts, self.objective.score(batch, outcome)])
 
     def _learning_rate(self) -> float:
         factor = learning_rate_factor(
@@ -391,10 +397,3 @@ def _shapes(model: nn.Module) -> str:
     """Return the SHA-256 of the names and shapes of a state, which a user's own module may change unseen."""
     shapes = [f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items()]
     return hashlib.sha256("\n".join(shapes).encode()).hexdigest()
-
-
-def _values(batch: ObjectiveBatch, outcome: Outcome) -> Tensor:
-    """Return what `RunningMeans` adds up, on the device: the loss, its parts, the fraction of correct predictions."""
-    labels = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(dim=1)  # mixed: the larger share
-    correct = (outcome.logits.detach().argmax(dim=1) == labels).float().mean()
-    return torch.stack([outcome.loss.detach(), *(part.detach() for part in outcome.parts.values()), correct])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,8 +27,13 @@ def micro_batches(batch: Batch, accumulate: int, batch_size: int, world: int) ->
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
         return torch.tensor_split(tensor, accumulate) if world > 1 else torch.split(tensor, batch_size // accumulate)
 
-    pieces = zip(*map(split, (batch.images, batch.labels, batch.indices)), strict=True)
-    parts = [Batch(images, labels, indices, batch.step) for images, labels, indices in pieces]
-    if batch.second is None:
-        return parts
-    return [replace(part, second=view) for part, view in zip(parts, split(batch.second), strict=True)]
+    pieces = list(zip(*map(split, (batch.images, batch.labels, batch.indices)), strict=True))
+
+    def split_view(view: Tensor) -> tuple[Tensor, ...]:
+        return split(view) if len(view) == len(batch.images) else torch.tensor_split(view, len(pieces))
+
+    views = [tuple(split_view(view)[place] for view in batch.views) for place in range(len(pieces))]
+    return [
+        Batch(images, labels, indices, batch.step, cut)
+        for (images, labels, indices), cut in zip(pieces, views, strict=True)
+    ]

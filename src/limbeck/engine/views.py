@@ -48,11 +48,12 @@ class PlacedStream:
         """Yield the batches of an epoch from a step on."""
         for batch in self.stream.batches(epoch, start_step):
             indices = batch.indices.to(self.device, non_blocking=True)
-            second = None if batch.second is None else self._laid_out(batch.second)
-            yield replace(batch, images=self._laid_out(batch.images), indices=indices, second=second)
+            views = tuple(map(self._laid_out, batch.views))
+            yield replace(batch, images=self._laid_out(batch.images), indices=indices, views=views)
 
     def _laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+        wanted = self.channels_last and images.dim() == 4
+        return images.contiguous(memory_format=torch.channels_last) if wanted else images
 
 
 @dataclass(eq=False)
@@ -82,8 +83,7 @@ class KeptStream:
         if step == self.steps_per_epoch:
             return
         for batch in self.stream.batches(epoch, step):
-            tensors = (batch.images, batch.labels, batch.indices, batch.second)
-            size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+            size = sum(tensor.nbytes for tensor in (batch.images, batch.labels, batch.indices, *batch.views))
             if size <= self.room:
                 self._kept[epoch, batch.step] = batch
                 self.room -= size

@@ -37,14 +37,6 @@ OTHER_DRAWS = 2**40  # added to the indices of the second view: more than any da
 GROWING_STEPS = ((2, 1.0), (3, 2 / 3), (4, 0.5), (5, 0.5))
 
 
-class TwoViews(Batch):
-    """A batch with a second view of the same samples, or None in its place."""
-
-    @property
-    def second(self) -> Tensor | None:
-        """`(N, C, H, W)`, augmented otherwise than `images`."""
-
-
 @dataclass(frozen=True, eq=False)
 class AttackedBatch:
     """A batch after the attack. V is the number of views.
@@ -54,6 +46,7 @@ class AttackedBatch:
         adversarial: The same, attacked, without a graph.
         labels: Integers `(N,)`.
         indices: Integers `(N,)`.
+        views: Empty: those of the batch have become part of `images`.
     """
 
     images: Tensor
@@ -61,15 +54,17 @@ class AttackedBatch:
     labels: Tensor
     indices: Tensor
 
+    views: tuple[Tensor, ...] = ()
+
     @property
-    def views(self) -> int:
+    def views_of_each(self) -> int:
         """V, 1 or 2."""
         return len(self.images) // len(self.labels)
 
     @property
     def all_labels(self) -> Tensor:
         """Integers `(V · N,)`."""
-        return self.labels.repeat(self.views)
+        return self.labels.repeat(self.views_of_each)
 
 
 class Adversarial(Supervised):
@@ -131,8 +126,7 @@ class Adversarial(Supervised):
             ValueError: Pixels lie outside of [0, 1].
         """
         images, labels, indices = batch.images, batch.labels, batch.indices
-        second = cast("TwoViews", batch).second
-        if second is not None:
+        for second in batch.views:  # at most one
             images, labels = torch.cat([images, second]), labels.repeat(2)
             indices = torch.cat([indices, indices + OTHER_DRAWS])
         adversarial = pgd(
@@ -211,7 +205,7 @@ class Adversarial(Supervised):
 
     def _divergence(self, name: str, logits: Tensor, target_logits: Tensor, batch: AttackedBatch) -> Tensor:
         loss = cast("DivergenceLoss", self.losses[name])
-        if batch.views == 1 or self._all_views_alike:
+        if batch.views_of_each == 1 or self._all_views_alike:
             return self._value(name, loss, logits, target_logits, batch.all_labels)
         views = zip(logits.chunk(2), target_logits.chunk(2), strict=True)
         first, second = (self._value(name, loss, view, target, batch.labels) for view, target in views)

@@ -39,6 +39,10 @@ class Batch(Protocol):
     def indices(self) -> Tensor:
         """Integers `(N,)`: the samples' places in the training split."""
 
+    @property
+    def views(self) -> tuple[Tensor, ...]:
+        """Further tensors of the step, which some tasks have."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -141,6 +145,15 @@ class Supervised(nn.Module):
     def prepare(self, batch: Batch) -> Batch:
         """Return what `forward` takes; an objective that attacks the images does it here."""
         return batch
+
+    def prepare_step(self, parts: list[Batch]) -> list[Batch]:
+        """Return the micro-batches of a step as `forward` takes them, before the first of them is looked at."""
+        return parts
+
+    def score(self, batch: Batch, outcome: Outcome) -> Tensor:
+        """Return what the training shows beside the loss, 0-d in [0, 1]: the share of correct predictions."""
+        labels = batch.labels if batch.labels.dim() == 1 else batch.labels.argmax(dim=1)  # mixed: the larger share
+        return (outcome.logits.detach().argmax(dim=1) == labels).float().mean()
 
     def around_step(self, accumulate_gradient: Callable[[], None]) -> AbstractContextManager[None]:
         """Return what must span forward, backward and step; nothing here.
