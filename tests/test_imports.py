@@ -69,6 +69,7 @@ ARROWS: dict[str, set[str]] = {
     "interrelation_files": {"errors"},
     "download": {"data_files", "errors"},
     "data": {"data_files", "draws"} | SETTINGS,
+    "measures": {"data"},
     "objectives": {"losses", "functional", "adversary", "draws", "models"} | SETTINGS,
     "engine": {"objectives", "adversary", "draws", "models", "data", "config_files", "config_grid"}
     | {"functional", "interrelation_files"}

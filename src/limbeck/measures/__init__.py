@@ -1,0 +1,1 @@
+"""What a trained network is worth in a task beyond classification."""
