@@ -178,6 +178,14 @@ def test_a_bias_moves_no_softmax(divergence):
     assert abs(gradients[6]) < 1e-12
 
 
+def test_scale_and_bias_may_have_one_axis_as_those_of_siglip():
+    tensors = [*pairs(5), *scalars()]
+    of_one_axis = [*tensors[:4], *(x.unsqueeze(0) for x in tensors[4:])]
+    for divergence in ("gkl", "sigmoid_kl"):
+        found, expected = (value_and_gradients(x, divergence=divergence, tile=2) for x in (of_one_axis, tensors))
+        agree([x.squeeze() if x.dim() == 1 else x for x in found], expected, 0.0)
+
+
 def test_a_student_like_its_teacher_has_nothing_to_learn():
     images, texts = pairs(6)[:2]
     for divergence in ("kl", "js", "sigmoid_kl"):
@@ -268,8 +276,8 @@ def test_wrong_features_are_said():
     with pytest.raises(TypeError, match="`text_features` expected a floating dtype"):
         contrastive_divergence(image, text.long(), target_image, target_text, **scales)
     given = (image, text, target_image, target_text)
-    with pytest.raises(ValueError, match="`logit_bias` expected a number or a 0-d floating tensor, got the shape"):
-        contrastive_divergence(*given, **scales, logit_bias=torch.zeros(1))
+    with pytest.raises(ValueError, match="`logit_bias` expected a number or a floating tensor of one, got the shape"):
+        contrastive_divergence(*given, **scales, logit_bias=torch.zeros(2))
     for ours, theirs, message in (
         ((image, text), None, "both or neither"),
         ((image, text), (image, text), "`target_negatives` expected features of width 6, got 4"),

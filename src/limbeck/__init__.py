@@ -23,6 +23,7 @@ _ROOMS = {
         "class_correlation_loss",
         "classifier_cosine",
         "confidence_weighted_cross_entropy",
+        "contrastive_cross_entropy",
         "contrastive_divergence",
         "contrastive_nce",
         "cost_from_interrelations",

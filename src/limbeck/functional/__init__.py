@@ -26,6 +26,7 @@ from limbeck.functional.gaussian import gaussian_wasserstein
 from limbeck.functional.gkl import dkl_divergence, gkl_divergence, gkl_normalizer, ikl_divergence, weighted_mse
 from limbeck.functional.hint import hint_mse
 from limbeck.functional.image_text import contrastive_divergence
+from limbeck.functional.image_text_labels import contrastive_cross_entropy
 from limbeck.functional.inter_channel import inter_channel_correlation
 from limbeck.functional.interrelations import (
     centroid_cosine,
@@ -74,6 +75,7 @@ __all__ = [
     "class_correlation_loss",
     "classifier_cosine",
     "confidence_weighted_cross_entropy",
+    "contrastive_cross_entropy",
     "contrastive_divergence",
     "contrastive_nce",
     "cost_from_interrelations",

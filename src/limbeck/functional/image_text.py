@@ -61,7 +61,8 @@ def contrastive_divergence(
         text_features: (N, D), of the pairs' texts, in the same order.
         target_image_features: (N, D'), of the teacher.
         target_text_features: (N, D').
-        logit_scale: a, the student's, a float or a 0-d tensor (CLIP learns its logarithm: pass the exponential).
+        logit_scale: a, the student's, a float or a tensor of one number (CLIP learns its logarithm: pass the
+            exponential).
         target_logit_scale: the teacher's.
         logit_bias: b, the student's. Without effect (a gradient of 0) but for "sigmoid_kl".
         target_logit_bias: the teacher's.
@@ -112,15 +113,20 @@ def contrastive_divergence(
     """
     options = row_options(divergence, temperature, scale_by_t2, weight_power, mse_weight, ce_weight, tile)
     check_reduction(reduction)
-    _check_features(image_features, text_features, "image_features", "text_features")
-    _check_features(target_image_features, target_text_features, "target_image_features", "target_text_features")
+    check_features(image_features, text_features, "image_features", "text_features")
+    check_features(target_image_features, target_text_features, "target_image_features", "target_text_features")
     if len(image_features) != len(target_image_features):
         raise ValueError(
             "`image_features` and `target_image_features` expected the same N pairs, got "
             f"{len(image_features)} and {len(target_image_features)}"
         )
     _check_negatives(negatives, target_negatives, image_features, target_image_features)
-    _check_scalars(logit_scale, target_logit_scale, logit_bias, target_logit_bias)
+    check_scalars(
+        logit_scale=logit_scale,
+        target_logit_scale=target_logit_scale,
+        logit_bias=logit_bias,
+        target_logit_bias=target_logit_bias,
+    )
     own, targets = (image_features, text_features), (target_image_features, target_text_features)
     dtype = widest(*own, *targets, *(negatives or ()), *(target_negatives or ()))
     student = _directions(own, negatives, logit_scale, logit_bias, normalize, dtype)
@@ -145,7 +151,7 @@ def _directions(
         columns = [to_unit_length(x, dim=-1) for x in columns]
         rows = [x[: len(y)] for x, y in zip(columns, own, strict=True)]
     a, b = (
-        x.to(rows[0]) if isinstance(x, Tensor) else torch.full((), x, dtype=dtype, device=own[0].device)
+        x.to(rows[0]).reshape(()) if isinstance(x, Tensor) else torch.full((), x, dtype=dtype, device=own[0].device)
         for x in (scale, bias)
     )
     return Similarities(rows[0], columns[1], a, b), Similarities(rows[1], columns[0], a, b)
@@ -174,7 +180,8 @@ def row_options(
     return RowOptions(divergence, temperature, weight_power, mse_weight, ce_weight)
 
 
-def _check_features(images: Tensor, texts: Tensor, *names: str) -> None:
+def check_features(images: Tensor, texts: Tensor, *names: str) -> None:
+    """Two tensors of one non-empty shape (N, D), floating."""
     for name, value in zip(names, (images, texts), strict=True):
         if not isinstance(value, Tensor):
             raise TypeError(f"`{name}` expected a tensor, got {type(value).__name__}")
@@ -187,14 +194,13 @@ def _check_features(images: Tensor, texts: Tensor, *names: str) -> None:
         )
 
 
-def _check_scalars(*values: float | Tensor) -> None:
-    for name, value in zip(
-        ("logit_scale", "target_logit_scale", "logit_bias", "target_logit_bias"), values, strict=True
-    ):
-        if isinstance(value, Tensor) and (value.dim() != 0 or not value.is_floating_point()):
+def check_scalars(**values: float | Tensor) -> None:
+    """Numbers or floating tensors of one number, by the names of their arguments."""
+    for name, value in values.items():
+        if isinstance(value, Tensor) and (value.numel() != 1 or not value.is_floating_point()):
             raise ValueError(
-                f"`{name}` expected a number or a 0-d floating tensor, got the shape {tuple(value.shape)} of "
-                f"{value.dtype}; take the one number out with `.squeeze()`"
+                f"`{name}` expected a number or a floating tensor of one, got the shape {tuple(value.shape)} of "
+                f"{value.dtype}"
             )
 
 
@@ -206,7 +212,7 @@ def _check_negatives(ours: Negatives | None, theirs: Negatives | None, own: Tens
     for name, pair, like in (("negatives", ours, own), ("target_negatives", theirs, targets)):
         if len(pair) != 2:
             raise ValueError(f"`{name}` expected a pair (images, texts), got {len(pair)} tensors")
-        _check_features(*pair, f"{name}[0]", f"{name}[1]")
+        check_features(*pair, f"{name}[0]", f"{name}[1]")
         if pair[0].shape[1] != like.shape[1]:
             raise ValueError(f"`{name}` expected features of width {like.shape[1]}, got {pair[0].shape[1]}")
     if len(ours[0]) != len(theirs[0]):
