@@ -7,7 +7,7 @@ import pytest
 from limbeck.config import TERMS
 from limbeck.config_files import find_recipe, load_recipe
 
-ELSEWHERE = {"mart"}  # of adversarial training
+ELSEWHERE = {"mart", "pseudo_label", "probability_mse"}  # of adversarial training, and of images without labels
 
 
 def test_the_comparison_on_digits_has_every_loss_of_the_catalogue():

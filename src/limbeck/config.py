@@ -36,6 +36,7 @@ from limbeck.config_terms import (
     TermOptions,
     did_you_mean,
 )
+from limbeck.config_terms_consistency import ProbabilityMSETerm, PseudoLabelTerm
 from limbeck.config_terms_logit import AKLTerm, CTKDTerm, DISTTerm, DKDTerm, MLKDTerm, NKDTerm, OFATerm, TTMTerm
 from limbeck.config_terms_maps import ATTerm, CATTerm, FitNetTerm, ICKDTerm, NSTTerm, OFDTerm, ReviewKDTerm, VIDTerm
 from limbeck.config_terms_moments import FeatureDistributionTerm, WKDFeatureTerm
@@ -87,6 +88,8 @@ __all__ = [
     "Options",
     "PKTTerm",
     "Positive",
+    "ProbabilityMSETerm",
+    "PseudoLabelTerm",
     "PublishedColumn",
     "RKDTerm",
     "Recipe",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, Union
 from pydantic import Field
 
 from limbeck.config_terms import DIVERGENCE_TERMS, FeatureTerm, TermOptions
+from limbeck.config_terms_consistency import CONSISTENCY_TERMS
 from limbeck.config_terms_logit import LOGIT_TERMS
 from limbeck.config_terms_maps import MAPS_TERMS
 from limbeck.config_terms_moments import MOMENTS_TERMS
@@ -16,6 +17,7 @@ from limbeck.config_terms_transport import TRANSPORT_TERMS
 
 TERMS: dict[str, type[TermOptions]] = {
     **DIVERGENCE_TERMS,
+    **CONSISTENCY_TERMS,
     **LOGIT_TERMS,
     **TRANSPORT_TERMS,
     **MOMENTS_TERMS,

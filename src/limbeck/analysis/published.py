@@ -27,6 +27,8 @@ NAMES = {
     "cross_entropy": "CE",
     "reverse_kl": "reverse KL",
     "logit_mse": "logit MSE",
+    "pseudo_label": "pseudo-label",
+    "probability_mse": "probability MSE",
     "fitnet": "FitNet",
     "review_kd": "ReviewKD",
     "wkd_logit": "WKD-L",

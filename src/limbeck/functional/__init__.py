@@ -5,6 +5,7 @@ from limbeck.functional.attention import attention_transfer
 from limbeck.functional.born_again import confidence_weighted_cross_entropy, permute_other_classes
 from limbeck.functional.class_attention import class_attention_transfer
 from limbeck.functional.congruence import kernel_congruence, neighbour_congruence
+from limbeck.functional.consistency import probability_mse, pseudo_label_cross_entropy
 from limbeck.functional.contrastive import contrastive_nce
 from limbeck.functional.correlation import dist_loss
 from limbeck.functional.decoupled import dkd_divergence
@@ -118,6 +119,8 @@ __all__ = [
     "pmf_transport",
     "polynomial_cka",
     "probabilistic_transfer",
+    "probability_mse",
+    "pseudo_label_cross_entropy",
     "rbf_cka",
     "relational_angle",
     "relational_distance",

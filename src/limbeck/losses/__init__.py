@@ -6,6 +6,7 @@ from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_attention import CATLoss
 from limbeck.losses.class_prior import ClassPrior, PriorStatus
 from limbeck.losses.congruence import CCLoss
+from limbeck.losses.consistency import ProbabilityMSELoss, PseudoLabelLoss
 from limbeck.losses.contrastive import CRDLoss
 from limbeck.losses.correlation import DISTLoss
 from limbeck.losses.curriculum import CTKDLoss
@@ -72,6 +73,8 @@ __all__ = [
     "OFDLoss",
     "PKTLoss",
     "PriorStatus",
+    "ProbabilityMSELoss",
+    "PseudoLabelLoss",
     "RKDLoss",
     "ReverseKLLoss",
     "ReviewKDLoss",

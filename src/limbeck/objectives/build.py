@@ -34,6 +34,8 @@ LOSSES: Mapping[str, type[DivergenceLoss]] = {
     "gkl": losses.GKLLoss,
     "mart": losses.MARTLoss,
     "logit_mse": losses.LogitMSELoss,
+    "pseudo_label": losses.PseudoLabelLoss,
+    "probability_mse": losses.ProbabilityMSELoss,
     "dkd": losses.DKDLoss,
     "nkd": losses.NKDLoss,
     "ttm": losses.TTMLoss,
