@@ -108,3 +108,14 @@ def test_the_input_is_not_written_to(options):
 
 def test_an_empty_batch_stays_empty():
     assert view(images_of(0), EVERYTHING, torch.arange(0)).shape == (0, 2, H, W)
+
+
+def test_a_reflected_crop_is_the_crop_of_the_mirrored_image():
+    images, indices = torch.arange(3 * 5 * 7, dtype=torch.uint8).view(3, 1, 5, 7), torch.arange(3)
+    pixels = Pixels(1, (0.0,), (1.0,))
+    options = AugmentOptions(crop_padding=3, crop_border="reflect")
+    views = augment(images, options, pixels=pixels, seed=1, epoch=2, indices=indices)
+    mirrored = torch.nn.functional.pad(images.float(), (3, 3, 3, 3), mode="reflect")
+    shifts = integers(1, 2, indices, "crop", 7, (2, 1)).squeeze(-1)
+    for view, image, (row, column) in zip(views, mirrored, shifts.tolist(), strict=True):
+        assert torch.equal(view, image[:, row : row + 5, column : column + 7])

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from limbeck.config_adversary import AdversaryOptions, check_terms
+from limbeck.config_augment import AugmentOptions
 from limbeck.config_compare import CompareOptions, Contender, PublishedColumn
-from limbeck.config_data import OWN_TEST, AugmentOptions, DataOptions, ShiftedTests
+from limbeck.config_data import OWN_TEST, DataOptions, ShiftedTests
+from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
 from limbeck.config_terms import (
@@ -106,6 +108,7 @@ __all__ = [
     "TfKDTerm",
     "TrainOptions",
     "USKDTerm",
+    "UnlabelledOptions",
     "VIDTerm",
     "WKDFeatureTerm",
     "WKDLogitTerm",

@@ -7,47 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from limbeck.config_terms import NonNegative, Options, Positive, did_you_mean
+from limbeck.config_augment import AugmentOptions
+from limbeck.config_data_unlabelled import UnlabelledOptions
+from limbeck.config_terms import Options, did_you_mean
 from limbeck.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-class AugmentOptions(Options):
-    """Batched augmentations, in this order; each draw is a function of (seed, epoch, sample, name of the draw)."""
-
-    resized_crop: tuple[Positive, Positive] | None = Field(
-        None, description="Smallest and largest share of the area that a random crop, resized to the whole, may have."
-    )
-    crop_padding: Annotated[int, Field(ge=0)] = Field(
-        0, description="Random crop after zero padding by so many pixels."
-    )
-    flip: bool = Field(False, description="Horizontal flip with probability 1/2.")
-    auto_augment: bool = Field(False, description="One of the 25 sub-policies of CIFAR-10's AutoAugment per image.")
-    rand_augment_operations: Annotated[int, Field(ge=0)] = Field(
-        0, description="Operations of RandAugment per image; 0 is off."
-    )
-    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="Strength of RandAugment, of 30.")
-    rand_augment_spread: NonNegative = Field(
-        0.0, description="Standard deviation of that strength, which each operation of each image then draws."
-    )
-    rand_augment_probability: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Chance of each operation of RandAugment to be made; 0.5 in timm's."
-    )
-    cutout: Annotated[int, Field(ge=0)] = Field(
-        0, description="Side in pixels of a square set to 0, the mean of standardised pixels; 0 is off."
-    )
-    mixup: NonNegative = Field(0.0, description="Alpha of mixup's Beta distribution; 0 is off.")
-    cutmix: NonNegative = Field(0.0, description="Alpha of cutmix's Beta distribution; 0 is off.")
-
-    @model_validator(mode="after")
-    def _areas(self) -> AugmentOptions:
-        if self.resized_crop and not self.resized_crop[0] <= self.resized_crop[1] <= 1:
-            raise ValueError(f"`resized_crop` expected shares that rise, at most 1, got {list(self.resized_crop)}")
-        if self.resized_crop and self.crop_padding:
-            raise ValueError("expected one of `resized_crop` and `crop_padding`, got both")
-        return self
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -171,6 +137,11 @@ class DataOptions(Options):
         description="Subtract each channel's mean and divide by its deviation; off leaves pixels in [0, 1], as attacks "
         "expect them.",
     )
+    unlabelled: UnlabelledOptions | None = Field(
+        None,
+        description="Task semi_supervised: the training images that `labels_per_class` leaves without a label; null "
+        "leaves them out.",
+    )
     generated: str | None = Field(
         None, description="File .npz of generated images, `image` (N, H, W, C) uint8 and `label` (N,); null has none."
     )
@@ -196,7 +167,8 @@ class DataOptions(Options):
     @property
     def full_batches(self) -> bool:
         """Whether all batches of an epoch are full, whatever `train.drop_last` says."""
-        return self.generated is not None or self.shards is not None or self.repeats > 1
+        drawn = self.unlabelled is not None or self.generated is not None or self.shards is not None
+        return drawn or self.repeats > 1
 
     @model_validator(mode="after")
     def _stored_images(self) -> DataOptions:
@@ -248,4 +220,18 @@ class DataOptions(Options):
         views = [self.augment, *([self.second_view] if self.second_view else [])]
         if (self.second_view or self.generated) and any(view.mixup or view.cutmix for view in views):
             raise ValueError("`mixup` and `cutmix` expected 0 beside `second_view` and `generated`")
+        return self
+
+    @model_validator(mode="after")
+    def _few_labels(self) -> DataOptions:
+        if self.unlabelled is None:
+            return self
+        if self.labels_per_class is None:
+            raise ValueError("`unlabelled` expected a number of `labels_per_class`, got null: every image has a label")
+        others = {"generated": self.generated, "second_view": self.second_view, "shards": self.shards}
+        asked = [name for name, value in others.items() if value is not None]
+        asked += ["repeats"] if self.repeats > 1 else []
+        asked += ["augment.mixup and augment.cutmix"] if self.augment.mixup or self.augment.cutmix else []
+        if asked:
+            raise ValueError(f"`{asked[0]}` has no meaning beside `unlabelled`; leave out one of them")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
@@ -22,6 +22,7 @@ from limbeck.data.splits import split
 from limbeck.data.stored import StoredSource
 from limbeck.data.stored_sets import open_stored
 from limbeck.data.streams import ImageStream, Order, Stream, Streaming, open_stream
+from limbeck.data.unlabelled import PartlyLabelled, partly_labelled, with_all_labels
 from limbeck.data_files import data_folder
 from limbeck.errors import UserError
 
@@ -39,6 +40,7 @@ __all__ = [
     "Dataset",
     "ImageStream",
     "Order",
+    "PartlyLabelled",
     "Pixels",
     "Samples",
     "ShardSource",
@@ -106,10 +108,15 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
     if options.generated is not None:
         train = _with_generated(train, Path(options.generated), options.generated_fraction, classes)
         counts = counts + train.generated.class_counts
-        digest = hashlib.sha256(f"{digest} {train.generated.fingerprint}".encode()).hexdigest()
+        digest = _joined(digest, train.generated.fingerprint)
+    seen: Source | PartlyLabelled[Source] = train
+    if options.unlabelled is not None:
+        pool = _as_asked(_parts(with_all_labels(options))[0], options)
+        seen = partly_labelled(train, pool, options.unlabelled)
+        digest = _joined(digest, fingerprint(seen.pool))
     return DataBundle(
         name=options.name,
-        train=train,
+        train=seen,
         validation=validation,
         test=test,
         num_classes=classes,
@@ -123,13 +130,18 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
 
 def _stored(options: DataOptions, told: Callable[[str], None]) -> DataBundle:
     found = open_stored(options, told)
-    digest = hashlib.sha256(" ".join(part.fingerprint for part in found[:3]).encode()).hexdigest()
+    digest = _joined(*(part.fingerprint for part in (found.train, found.validation, found.test)))
     counts = torch.empty(0, dtype=torch.int64)
+    train: StoredSource | ShardSource | PartlyLabelled[StoredSource] = found.train
     if isinstance(found.train, StoredSource):
         counts = found.train.labels.bincount(minlength=found.num_classes)
+        if options.unlabelled is not None:
+            pool = cast("StoredSource", open_stored(with_all_labels(options), told).train)
+            train = partly_labelled(found.train, pool, options.unlabelled)
+            digest = _joined(digest, pool.fingerprint)
     return DataBundle(
         name=options.name,
-        train=found.train,
+        train=train,
         validation=found.validation,
         test=found.test,
         num_classes=found.num_classes,
@@ -140,6 +152,10 @@ def _stored(options: DataOptions, told: Callable[[str], None]) -> DataBundle:
         groups=class_groups(counts, options.groups),
         shifted=found.shifted,
     )
+
+
+def _joined(*digests: str) -> str:
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _as_asked(source: Source, options: DataOptions) -> Source:

@@ -25,9 +25,10 @@ def augment(
     """Return normalised views; the view of a sample is a function of (seed, epoch, index).
 
     Crop, flip, AutoAugment and RandAugment act on the integers in this order, as in published pipelines. What comes in
-    at the border of a crop is black, in the other two mid-grey. Then images are normalised. The square of cutout is
-    centred on any pixel, cut at the border, and set to 0 (DeVries & Taylor 2017, arXiv 1708.04552): the mean after
-    normalisation, black if the pixels are not standardised. Last, images are enlarged if `pixels` say so.
+    at the border of a crop is black, or the image mirrored; in the other two it is mid-grey. Then images are
+    normalised. The square of cutout is centred on any pixel, cut at the border, and set to 0 (DeVries & Taylor 2017,
+    arXiv 1708.04552): the mean after normalisation, black if the pixels are not standardised. Last, images are
+    enlarged if `pixels` say so.
 
     Args:
         images: uint8 `(N, C, H, W)`.
@@ -98,13 +99,24 @@ def _crop_and_flip(images: Tensor, options: AugmentOptions, seed: int, epoch: in
     if padding:
         shifts = integers(seed, epoch, indices, "crop", 2 * padding + 1, (2, 1)) - padding
         rows, columns = rows + shifts[:, 0], columns + shifts[:, 1]
+    reflect = padding and options.crop_border == "reflect"
+    if reflect:
+        rows, columns = _reflected(rows, height), _reflected(columns, width)
     places = (rows.clamp(0, height - 1) * width).unsqueeze(2) + columns.clamp(0, width - 1).unsqueeze(1)
     views = images.flatten(2).gather(2, places.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1))
     views = views.view_as(images)
-    if padding:
+    if padding and not reflect:
         inside = _within(rows, height).unsqueeze(2) & _within(columns, width).unsqueeze(1)
         views = views.mul_(inside.unsqueeze(1))
     return views
+
+
+def _reflected(places: Tensor, length: int) -> Tensor:
+    """Return places that lie inside, mirrored at the first and the last one, which are not repeated."""
+    if length == 1:
+        return torch.zeros_like(places)
+    around = places.remainder(2 * length - 2)
+    return torch.where(around < length, around, 2 * length - 2 - around)
 
 
 def _within(places: Tensor, length: int) -> Tensor:
