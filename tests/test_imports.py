@@ -68,7 +68,7 @@ ARROWS: dict[str, set[str]] = {
     "losses": {"functional", "draws"},
     "adversary": {"draws"},
     "adapters": {"losses"},
-    "models": SETTINGS,
+    "models": {"functional"} | SETTINGS,  # the geometry of boxes
     "data_files": set(),
     "interrelation_files": {"errors"},
     "download": {"data_files", "errors"},

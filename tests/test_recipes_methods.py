@@ -7,7 +7,8 @@ import pytest
 from limbeck.config import TERMS
 from limbeck.config_files import find_recipe, load_recipe
 
-ELSEWHERE = {"mart", "pseudo_label", "probability_mse"}  # of adversarial training, and of images without labels
+# Of adversarial training, of images without labels, and of detectors.
+ELSEWHERE = {"mart", "pseudo_label", "probability_mse", "detection", "fgfi", "box_regression"}
 
 
 def test_the_comparison_on_digits_has_every_loss_of_the_catalogue():

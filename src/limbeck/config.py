@@ -39,6 +39,7 @@ from limbeck.config_terms import (
     did_you_mean,
 )
 from limbeck.config_terms_consistency import ProbabilityMSETerm, PseudoLabelTerm
+from limbeck.config_terms_detection import BoxRegressionTerm, DetectionTerm, FGFITerm
 from limbeck.config_terms_logit import AKLTerm, CTKDTerm, DISTTerm, DKDTerm, MLKDTerm, NKDTerm, OFATerm, TTMTerm
 from limbeck.config_terms_maps import ATTerm, CATTerm, FitNetTerm, ICKDTerm, NSTTerm, OFDTerm, ReviewKDTerm, VIDTerm
 from limbeck.config_terms_moments import FeatureDistributionTerm, WKDFeatureTerm
@@ -54,6 +55,7 @@ __all__ = [
     "ATTerm",
     "AdversaryOptions",
     "AugmentOptions",
+    "BoxRegressionTerm",
     "CATTerm",
     "CCTerm",
     "CRDTerm",
@@ -65,7 +67,9 @@ __all__ = [
     "DKDTerm",
     "DKLTerm",
     "DataOptions",
+    "DetectionTerm",
     "EMDTerm",
+    "FGFITerm",
     "FeatureDistributionTerm",
     "FeatureTerm",
     "FitNetTerm",

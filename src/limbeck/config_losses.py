@@ -8,6 +8,7 @@ from pydantic import Field
 
 from limbeck.config_terms import DIVERGENCE_TERMS, FeatureTerm, TermOptions
 from limbeck.config_terms_consistency import CONSISTENCY_TERMS
+from limbeck.config_terms_detection import DETECTION_TERMS
 from limbeck.config_terms_logit import LOGIT_TERMS
 from limbeck.config_terms_maps import MAPS_TERMS
 from limbeck.config_terms_moments import MOMENTS_TERMS
@@ -24,6 +25,7 @@ TERMS: dict[str, type[TermOptions]] = {
     **MAPS_TERMS,
     **RELATIONS_TERMS,
     **SELF_TERMS,
+    **DETECTION_TERMS,
 }
 
 if TYPE_CHECKING:

@@ -58,7 +58,11 @@ class Options(BaseModel):
 
 
 # What a loss is called with. `indices`: the samples' places in the training split; `head`: the linear classifier.
-Input = Literal["logits", "target_logits", "labels", "features", "target_features", "indices", "head", "target_head"]
+# Of a detector: what its two stages say of anchors and regions; the regions' boxes; the positions near objects.
+Input = (
+    Literal["logits", "target_logits", "labels", "features", "target_features", "indices", "head", "target_head"]
+    | Literal["anchors", "regions", "offsets", "target_offsets", "proposals", "near_objects"]
+)
 
 
 class TermOptions(Options):

@@ -36,6 +36,8 @@ NAMES = {
     "feature_distribution": "distribution",
     "tf_kd": "Tf-KD",
     "zipf": "Zipf",
+    "detection": "detector",
+    "box_regression": "box regression",
 }
 """Losses that are not written in capitals as they are."""
 SHORT = {

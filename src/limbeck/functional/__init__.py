@@ -15,6 +15,7 @@ from limbeck.functional.dense import (
     dense_js_divergence,
     dense_kl_divergence,
 )
+from limbeck.functional.detection import box_imitation, fine_grained_imitation
 from limbeck.functional.feature_distributions import (
     exponential_kl,
     gaussian_embedding_distance,
@@ -71,6 +72,7 @@ __all__ = [
     "akl_divergence",
     "attention_transfer",
     "batch_correlation_loss",
+    "box_imitation",
     "centroid_cosine",
     "class_attention_transfer",
     "class_correlation_loss",
@@ -90,6 +92,7 @@ __all__ = [
     "dkd_divergence",
     "dkl_divergence",
     "exponential_kl",
+    "fine_grained_imitation",
     "gaussian_embedding_distance",
     "gaussian_kl",
     "gaussian_wasserstein",

@@ -11,6 +11,7 @@ from limbeck.losses.contrastive import CRDLoss
 from limbeck.losses.correlation import DISTLoss
 from limbeck.losses.curriculum import CTKDLoss
 from limbeck.losses.decoupled import DKDLoss
+from limbeck.losses.detection import BoxRegressionLoss, DetectionLoss, FGFILoss
 from limbeck.losses.feature import FeatureLoss
 from limbeck.losses.feature_distributions import FeatureDistributionLoss
 from limbeck.losses.gaussian import WKDFeatureLoss
@@ -45,6 +46,7 @@ from limbeck.losses.zipf import ZipfLoss
 __all__ = [
     "AKLLoss",
     "ATLoss",
+    "BoxRegressionLoss",
     "CATLoss",
     "CCLoss",
     "CRDLoss",
@@ -54,8 +56,10 @@ __all__ = [
     "DISTLoss",
     "DKDLoss",
     "DKLLoss",
+    "DetectionLoss",
     "DivergenceLoss",
     "EMDLoss",
+    "FGFILoss",
     "FeatureDistributionLoss",
     "FeatureLoss",
     "FitNetLoss",

@@ -64,6 +64,9 @@ LOSSES: Mapping[str, type[DivergenceLoss]] = {
     "tf_kd": losses.TfKDLoss,
     "zipf": losses.ZipfLoss,
     "uskd": losses.USKDLoss,
+    "detection": losses.DetectionLoss,
+    "fgfi": losses.FGFILoss,
+    "box_regression": losses.BoxRegressionLoss,
 }
 
 # What the run gives to a constructor that has a parameter of the name; everything else is an option of the term.
