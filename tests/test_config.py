@@ -20,6 +20,12 @@ from limbeck.config_rows import select_rows
 from limbeck.errors import UserError
 from limbeck.objectives.build import KNOWN, LOSSES
 
+TASKS = {
+    "teacher": "supervised",
+    "ablations": "distill",
+    "robust": "adversarial",
+    "incremental": "distill",
+}  # of folders
 FEW = "distill/digits/few-labels"
 
 
@@ -51,7 +57,7 @@ def test_recipe_loads_and_its_header_has_every_field(name):
     task = name.split("/")[0]
     if name.split("/")[-1].startswith("adversarial-"):
         task = "robust"  # of an ablation
-    assert {"teacher": "supervised", "ablations": "distill", "robust": "adversarial"}.get(task, task) == recipe.task
+    assert TASKS.get(task, task) == recipe.task
     assert [field for field in HEADER_FIELDS if not fields.get(field)] == []
 
 

@@ -16,6 +16,7 @@ from limbeck.config_augment import AugmentOptions
 from limbeck.config_compare import CompareOptions, Contender, PublishedColumn
 from limbeck.config_data import OWN_TEST, DataOptions, ShiftedTests
 from limbeck.config_data_unlabelled import UnlabelledOptions
+from limbeck.config_incremental import IncrementalOptions, PhaseOptions, check_incremental
 from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
 from limbeck.config_terms import (
@@ -77,6 +78,7 @@ __all__ = [
     "GKLTerm",
     "ICKDTerm",
     "IKLTerm",
+    "IncrementalOptions",
     "Input",
     "JSTerm",
     "KLTerm",
@@ -93,6 +95,7 @@ __all__ = [
     "OptimizerOptions",
     "Options",
     "PKTTerm",
+    "PhaseOptions",
     "Positive",
     "ProbabilityMSETerm",
     "PseudoLabelTerm",
@@ -245,6 +248,9 @@ class Recipe(Options):
     teachers: tuple[TeacherOptions, ...] = Field((), description="One or several; a divergence is averaged over them.")
     losses: tuple[Term, ...] = Field((CrossEntropyTerm(),), min_length=1, description="Terms of the objective.")
     adversary: AdversaryOptions = AdversaryOptions()
+    incremental: IncrementalOptions | None = Field(
+        None, description="Task distill: classes come in phases, each with the network before it for a teacher."
+    )
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
@@ -253,7 +259,7 @@ class Recipe(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.task == "distill" and not self.teachers:
+        if self.task == "distill" and not self.teachers and self.incremental is None:
             raise ValueError("task `distill` expected at least one entry in `teachers`, got none")
         settings = (setting for row in self.compare.contenders.values() for setting in row.settings)
         terms = [term for setting in (self.losses, *settings) for term in setting]
@@ -262,6 +268,7 @@ class Recipe(Options):
         else:
             self._refuse_adversarial_options(terms)
         self._check_inputs(terms)
+        check_incremental(self, terms)
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
                 "`train.batch_size` expected a multiple of `train.accumulate`, "

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from limbeck.config_augment import AugmentOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
+from limbeck.config_incremental import IN_MEMORY, PhaseOptions
 from limbeck.config_terms import Options, did_you_mean
 from limbeck.errors import UserError
 
@@ -128,6 +129,12 @@ class DataOptions(Options):
     split_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="Seed of the split, the same for all runs of a comparison."
     )
+    class_order: Literal["drawn"] | tuple[Count, ...] | None = Field(
+        None,
+        description="Number the classes anew: these come first to last; drawn orders them by `split_seed`, null leaves "
+        "them as they are.",
+    )
+    phase: PhaseOptions | None = Field(None, description="The part of a phase of `incremental`; null is all of them.")
     augment: AugmentOptions = AugmentOptions()
     second_view: AugmentOptions | None = Field(
         None, description="Task adversarial: each batch has a second view of its images, augmented so; null has none."
@@ -178,6 +185,8 @@ class DataOptions(Options):
             raise ValueError(
                 f"`test_resize` expected at least `image_size`, {self.stored_size}, got {self.test_resize}"
             )
+        if (self.class_order or self.phase) and self.name not in IN_MEMORY:
+            raise ValueError(f"`class_order` and `phase` expected one of {', '.join(IN_MEMORY)}, got `{self.name}`")
         if self.shifted_tests.folders and not self.stored:
             raise ValueError(f"`shifted_tests` belong to images in files, got `{self.name}`")
         if self.generated is not None and (self.stored or self.repeats > 1):

@@ -15,6 +15,7 @@ from limbeck.data.generated import MixedSource, open_generated
 from limbeck.data.groups import class_groups
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
 from limbeck.data.mixing import mix
+from limbeck.data.phases import class_order, in_order, of_phase
 from limbeck.data.shards import ShardSource
 from limbeck.data.shifted import ShiftedTest
 from limbeck.data.sources import DataBundle, Pixels, Samples, Source, fingerprint, normalise
@@ -51,6 +52,7 @@ __all__ = [
     "Streaming",
     "augment",
     "build_data",
+    "class_order",
     "epoch_batches",
     "mix",
     "normalise",
@@ -102,7 +104,8 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
         raise UserError("the data of this run are a user's own loaders: call limbeck.fit with them again")
     if options.stored:
         return _stored(options, told)
-    train, validation, test = (_as_asked(part, options) for part in _parts(options))
+    parts = of_phase(in_order(_parts(options), options), options.phase)
+    train, validation, test = (_as_asked(part, options) for part in parts)
     classes = int(torch.cat([train.labels, test.labels]).max()) + 1
     counts, digest = train.labels.bincount(minlength=classes), fingerprint(train, validation, test)
     if options.generated is not None:

@@ -34,6 +34,7 @@ from limbeck.engine.teachers import (
 from limbeck.engine.views import without_memory
 from limbeck.errors import Interrupted, UserError
 from limbeck.models import build_model
+from limbeck.models.growing import FewerClasses, grow
 from limbeck.models.weights import start_weights
 
 if TYPE_CHECKING:
@@ -103,6 +104,10 @@ def train_run(
     place = ranks.here()
     if place.first_tells(lambda: run_folder.is_finished(run, recipe, resume=resume)):
         return run_folder.read_results(run)
+    if recipe.incremental is not None and recipe.data.phase is None:
+        from limbeck.engine.phases import train_phases  # it imports this file
+
+        return train_phases(recipe, run, reporter=reporter, stop=stop, resources=resources, title=title)
     device = open_device(recipe.train.device)
     _check_precision(recipe.train, device)
     with locked(run):
@@ -122,6 +127,8 @@ def train_run(
             sees_layers = any("target_features" in term.inputs for term in recipe.losses)
             if sees_layers:
                 teachers = [replace(teacher, model=without_memory(teacher.model)) for teacher in teachers]
+            if recipe.data.phase and recipe.data.phase.old and not state:
+                grow(model, cast("FewerClasses", without_memory(teachers[0].model)).network)
             # A mixed source has images beside those in memory.
             plain = not sees_layers and recipe.data.augment == AugmentOptions() and type(data.train) is Source
             recorded = [resources.recorded(teacher, data, recipe.train) for teacher in teachers] if plain else []

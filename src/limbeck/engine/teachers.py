@@ -22,6 +22,7 @@ from limbeck.engine.run_folder import read_results
 from limbeck.engine.views import RememberingTeacher, open_run_stream
 from limbeck.errors import UserError, reason
 from limbeck.models import Standardisation, build_model
+from limbeck.models.growing import FewerClasses
 from limbeck.models.running import arithmetic
 from limbeck.models.weights import start_weights
 from limbeck.network_names import PRETRAINED
@@ -125,7 +126,8 @@ class Resources:
         if key not in self._teachers:
             model, fingerprint = _open(source, data, options)
             model = model.to(data.device).eval().requires_grad_(False)
-            teacher = _with_logits(model, fingerprint, data)
+            known = options.phase.old if options.phase else data.num_classes
+            teacher = _with_logits(model, fingerprint, data, known)
             if channels_last:
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
             if self._views and isinstance(data.train, Source):  # a user's loader may write new images to one tensor
@@ -172,7 +174,10 @@ def _open(source: TeacherSource, data: DataBundle, options: DataOptions) -> tupl
         case GivenModule(module, fingerprint):
             return module, fingerprint
         case _:
-            network, recipe, fingerprint = load_trained(source, run_folder.WEIGHTS["last"], data)
+            known = replace(data, num_classes=options.phase.old) if options.phase else data
+            network, recipe, fingerprint = load_trained(source, run_folder.WEIGHTS["last"], known)
+            if options.phase:
+                network = FewerClasses(network, data.num_classes)
             refuse_seen_test_images(recipe.data, options, str(source))
             refuse_other_pixels(recipe.data, options, str(source))
             return network, fingerprint
@@ -282,9 +287,12 @@ def refuse_other_pixels(teacher: DataOptions, student: DataOptions, who: str) ->
         )
 
 
-def _with_logits(model: nn.Module, fingerprint: str, data: DataBundle) -> Teacher:
+def _with_logits(model: nn.Module, fingerprint: str, data: DataBundle, known: int) -> Teacher:
+    """Return a teacher with what it says of the data; it is measured on the images of the classes that it knows."""
     logits, metrics = {}, {}
     for split, part in (("test", data.test), ("validation", data.validation)):
         logits[split] = predict(model, part, ranks.here()) if len(part) else torch.empty(0, data.num_classes)
-        metrics[split] = measure(logits[split], part.labels, groups=data.groups) if len(part) else None
+        labels = part.labels.cpu()
+        its = labels < known
+        metrics[split] = measure(logits[split][its], labels[its], groups=data.groups) if len(part) else None
     return Teacher(model, fingerprint, logits["test"], logits["validation"], metrics)

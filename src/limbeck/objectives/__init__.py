@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from limbeck.objectives.adversarial import Adversarial
 from limbeck.objectives.build import Facts
 from limbeck.objectives.distill import Distillation
+from limbeck.objectives.incremental import Incremental
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 
 if TYPE_CHECKING:
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
 
     from limbeck.config import Recipe
 
-__all__ = ["Adversarial", "Batch", "Distillation", "Facts", "Outcome", "Supervised", "build_objective"]
+__all__ = [
+    "Adversarial",
+    "Batch",
+    "Distillation",
+    "Facts",
+    "Incremental",
+    "Outcome",
+    "Supervised",
+    "build_objective",
+]
 
 
 def build_objective(
@@ -41,6 +51,8 @@ def build_objective(
     match recipe.task:
         case "supervised":
             return Supervised(student, recipe.losses, epochs=train.epochs, facts=facts, compiled=train.compile)
+        case "distill" if recipe.incremental is not None:
+            return Incremental(student, teachers, recipe, facts=facts, recorded=recorded)
         case "distill":
             return Distillation(
                 student,
