@@ -55,8 +55,8 @@ def test_setting_with_unfinished_runs_stands_back_behind_a_complete_one():
 def test_row_reports_the_last_epoch_of_the_selected_setting(tmp_path):
     folder = fake_comparison(tmp_path, {"kl": [SEEDS], "gkl": [shifted(SEEDS, 0.05, -0.02), SEEDS]})
     row = summarise(folder).row("gkl")
-    assert row.top1.values == pytest.approx([90.0, 92.0, 91.0])
-    assert (row.top1.mean, row.top1.std, row.top1.n) == pytest.approx((91.0, 1.0, 3))
+    assert row.main.values == pytest.approx([90.0, 92.0, 91.0])
+    assert (row.main.mean, row.main.std, row.main.n) == pytest.approx((91.0, 1.0, 3))
     assert row.nll.mean == pytest.approx(2.5 * 0.09)
     assert row.ece.mean == pytest.approx(40 * 0.09)
     assert row.agreement.mean == pytest.approx(30 + 65 * 0.91)
@@ -68,7 +68,7 @@ def test_best_on_validation_is_reported_beside_the_last_epoch(tmp_path):
     for path in folder.glob("kl/*/*/results.json"):
         edit(path, lambda content: content["best"].update(test={**content["best"]["test"], "top1": 0.95}))
     row = summarise(folder).row("kl")
-    assert (row.top1.mean, row.best_top1.mean) == pytest.approx((91.0, 95.0))
+    assert (row.main.mean, row.best_main.mean) == pytest.approx((91.0, 95.0))
 
 
 def test_difference_is_paired_by_seed_in_percentage_points(tmp_path):
@@ -120,7 +120,7 @@ def test_one_seed_is_no_evidence(tmp_path):
     folder = fake_comparison(tmp_path, {"kl": [SEEDS[:1]], "gkl": [[(0.99, 0.9)]]})
     row = summarise(folder).row("gkl")
     assert row.verdict == "no test"
-    assert (row.top1.std, row.difference.p, row.p_holm) == (None, None, None)
+    assert (row.main.std, row.difference.p, row.p_holm) == (None, None, None)
 
 
 def test_head_and_tail_are_class_means_of_the_largest_and_smallest_third(tmp_path):
@@ -146,7 +146,7 @@ def test_missing_runs_are_listed_and_pairs_are_made_of_the_seeds_left(tmp_path):
     (folder / "kl/setting0/seed1/results.json").unlink()
     comparison = summarise(folder)
     assert comparison.missing == ("kl/setting0/seed1",)
-    assert (comparison.row("kl").top1.n, comparison.row("gkl").top1.n) == (2, 3)
+    assert (comparison.row("kl").main.n, comparison.row("gkl").main.n) == (2, 3)
     assert comparison.row("gkl").difference.values == pytest.approx([1.0, 1.0])
 
 
@@ -166,7 +166,7 @@ def test_several_settings_without_a_validation_split_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"row `kl` .* no validation split .* `data.validation`"):
         summarise(fake_comparison(tmp_path / "two", {"kl": [blind, blind]}))
     row = summarise(fake_comparison(tmp_path / "one", {"kl": [blind]})).row("kl")
-    assert (row.best_top1, row.validation) == (None, (None,))
+    assert (row.best_main, row.validation) == (None, (None,))
 
 
 def test_sizes_teachers_and_times_come_from_the_files(tmp_path):
@@ -249,8 +249,8 @@ def test_without_a_test_split_validation_is_reported_and_called_so(tmp_path):
     comparison = summarise(folder)
     row = comparison.row("ce")
     assert comparison.split == "validation"
-    assert row.top1.values == tuple(pytest.approx(100 * validation) for _, validation in SEEDS)
-    assert row.best_top1 is None
+    assert row.main.values == tuple(pytest.approx(100 * validation) for _, validation in SEEDS)
+    assert row.best_main is None
     assert comparison.teachers == (pytest.approx(98.0),)
     for text in (comparison.table(), html(comparison, comparison_pictures(comparison))):
         words = " ".join(text.split())

@@ -42,11 +42,11 @@ def labels(axes):
 
 def test_curves_hold_every_epoch_of_every_run(rows, axes):
     result = curves.compute(rows)
-    assert result.rows["kl"].values["top1"].shape == (3, 20)
+    assert result.rows["kl"].values["main"].shape == (3, 20)
     assert result.teacher == pytest.approx(98.0)
-    curves.draw(result, axes, "top1")
+    curves.draw(result, axes, "main")
     assert labels(axes) == ["kl", "gkl", "teacher"]
-    assert axes.lines[0].get_ydata() == pytest.approx(result.rows["kl"].values["top1"].mean(0))
+    assert axes.lines[0].get_ydata() == pytest.approx(result.rows["kl"].values["main"].mean(0))
 
 
 def test_curves_stop_where_the_shortest_run_of_a_row_stands(tmp_path):
@@ -57,7 +57,7 @@ def test_curves_stop_where_the_shortest_run_of_a_row_stands(tmp_path):
 def test_curves_without_validation_have_the_training_loss_alone(tmp_path):
     result = curves.compute({"kl": [read_run(fake_run(tmp_path / "run", validation=None))]})
     assert result.has("train_loss")
-    assert not result.has("top1")
+    assert not result.has("main")
 
 
 def test_curves_of_a_run_without_an_epoch_are_refused(tmp_path):

@@ -58,12 +58,12 @@ def test_setting_is_chosen_by_robust_accuracy_on_validation_alone(tmp_path):
 def test_all_figures_are_of_the_weights_that_the_runs_report(tmp_path):
     folder = fake_robust_comparison(tmp_path, {"trades": [SEEDS]})
     row = summarise(folder).row("trades")
-    assert row.top1.values == pytest.approx([97, 98, 96])
+    assert row.main.values == pytest.approx([97, 98, 96])
     assert row.robust.epoch.values == (12, 13, 14)
     for path in folder.rglob("results.json"):
         edit(path, lambda content: content.update(reported="last"))
     row = summarise(folder).row("trades")
-    assert row.top1.values == pytest.approx([98, 99, 97])
+    assert row.main.values == pytest.approx([98, 99, 97])
     assert row.validation[0].mean == pytest.approx(57)
     assert row.robust.epoch.values == (20, 20, 20)
 
@@ -95,7 +95,7 @@ def test_robust_and_clean_differences_are_paired_and_corrected_each_by_itself(co
     rows = {row.name: row for row in comparison.rows}
     for values, judged in (
         (lambda row: row.headline.values, lambda row: row.judged),
-        (lambda row: row.top1.values, lambda row: row.robust.clean),
+        (lambda row: row.main.values, lambda row: row.robust.clean),
     ):
         expected = [paired_difference(values(rows[name]), values(rows["trades"])) for name in ("pgd_at", "gkl")]
         for name, difference, p in zip(("pgd_at", "gkl"), expected, holm([e.p for e in expected]), strict=True):
@@ -119,7 +119,7 @@ def test_table_shows_clean_accuracy_every_attack_the_worst_case_and_the_epoch(co
     assert max(map(len, text.splitlines())) <= 100
     (gkl,) = (line for line in markdown(comparison).splitlines() if line.startswith("| gkl"))
     robust = comparison.row("gkl").robust
-    for values in (comparison.row("gkl").top1, *robust.attacks.values(), robust.worst):
+    for values in (comparison.row("gkl").main, *robust.attacks.values(), robust.worst):
         shown = f"{values.mean:.2f} ± {values.std:.2f}"
         assert shown in text
         assert shown in gkl

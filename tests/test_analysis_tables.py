@@ -22,7 +22,7 @@ def comparison(tmp_path_factory):
 def test_every_table_holds_the_same_numbers(comparison):
     for text in (plain(comparison), markdown(comparison)):
         for row in comparison.rows:
-            assert f"{row.top1.mean:.2f} ± {row.top1.std:.2f}" in text
+            assert f"{row.main.mean:.2f} ± {row.main.std:.2f}" in text
             if row.difference is not None and row.difference.low is not None:
                 difference = row.difference
                 assert f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]" in text

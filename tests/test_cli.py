@@ -13,7 +13,7 @@ import torch
 
 import limbeck.demo
 import limbeck.engine.fit
-from limbeck import listings
+from limbeck import listings, run_listings
 from limbeck.cli import main
 from limbeck.config import TERMS
 from limbeck.errors import Interrupted
@@ -314,7 +314,7 @@ def test_the_widest_table_of_metrics_fits_into_80_columns(capsys, monkeypatch):
     weights = {"epoch": 100, "validation": values, "test": values}
     teachers = [{"validation": values, "test": values}]
     results = {"last": weights, "best": weights, "ema": weights, "teachers": teachers, "epochs": 1, "train_seconds": 1}
-    listings.print_results(results, Path("runs/a"))
+    run_listings.print_results(results, Path("runs/a"))
     header, _, *lines, _ = capsys.readouterr().out.strip().splitlines()
     titles = ["weights", "split", "top-1, %", "top-5, %", "NLL, nats", "ECE, %", "agreement, %", "n"]
     assert header.split() == " ".join(titles).split()

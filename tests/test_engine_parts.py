@@ -299,7 +299,7 @@ def test_running_means_are_over_samples_whenever_they_are_flushed():
         {
             "loss": sum(samples * loss for samples, loss, _, _ in rows) / 200,
             "kl": sum(samples * kl for samples, _, kl, _ in rows) / 200,
-            "top1": (32 + 48 + 8 + 20) / 200,
+            "score": (32 + 48 + 8 + 20) / 200,
         }
     )
 
@@ -309,8 +309,8 @@ def test_spans_start_anew_when_they_are_taken():
     means.add(1, 10, torch.tensor([1.0, 0.5]))
     means.take("line")
     means.add(2, 10, torch.tensor([3.0, 1.0]))
-    assert means.take("line") == {"loss": 3.0, "top1": 1.0}
-    assert means.take("epoch") == {"loss": 2.0, "top1": 0.75}
+    assert means.take("line") == {"loss": 3.0, "score": 1.0}
+    assert means.take("epoch") == {"loss": 2.0, "score": 0.75}
 
 
 @pytest.mark.parametrize(

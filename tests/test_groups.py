@@ -9,7 +9,7 @@ import torch
 from engine_runs import recipe
 from fake_runs import demo_like, write_json
 
-from limbeck import listings
+from limbeck import run_listings
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.tables import markdown, notes
 from limbeck.config import DataOptions
@@ -128,13 +128,13 @@ def test_a_student_has_its_teacher_measured_on_the_same_groups(run, tmp_path):
 
 def test_the_closing_lines_have_a_column_per_group_and_say_what_they_are(run, capsys):
     results = run_folder.read_results(run)
-    listings.print_results(results, run)
+    run_listings.print_results(results, run)
     said = " ".join(capsys.readouterr().out.split())
     for name, accuracy in results["last"]["test"]["groups"].items():
         assert f"{100 * accuracy:.2f}" in said
         assert name in said
     assert "Classes by training images: many 2 (more than 20), medium 5 (5 to 20), few 3 (fewer than 5)." in said
-    listings.print_metrics(evaluate(run), "last")
+    run_listings.print_metrics(evaluate(run), "last")
     assert f"{100 * results['last']['test']['groups']['few']:.2f}" in capsys.readouterr().out
 
 
@@ -156,7 +156,7 @@ def comparison(tmp_path_factory):
 
 def test_rows_have_the_groups_of_their_runs_paired_by_seed(comparison):
     gkl, kl = comparison.row("gkl"), comparison.row("kl")
-    few = {name: np.array(row.top1.values) ** 2 / 100 for name, row in (("gkl", gkl), ("kl", kl))}
+    few = {name: np.array(row.main.values) ** 2 / 100 for name, row in (("gkl", gkl), ("kl", kl))}
     assert gkl.groups["few"].accuracy.values == pytest.approx(few["gkl"])
     assert gkl.groups["few"].judged.difference.values == pytest.approx(few["gkl"] - few["kl"])
     assert kl.groups["few"].judged.difference is None

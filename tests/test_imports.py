@@ -30,6 +30,7 @@ COMMAND_LINE = {
     "listings",
     "network_commands",
     "present",
+    "run_listings",
 }
 TERMS = {path.stem for path in PACKAGE.glob("config_terms*.py")}
 SETTINGS = {
@@ -42,7 +43,10 @@ SETTINGS = {
     "config_incremental",
     "config_losses",
     "config_models",
+    "config_tasks",
+    "config_train",
     "errors",
+    "headlines",
     "network_names",
 } | TERMS
 # Room, or module beside the rooms -> what it may import, at module level or inside functions.
@@ -50,6 +54,9 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "draws": set(),
     "network_names": set(),
+    "headlines": set(),
+    "config_tasks": {"config_terms", "network_names"},
+    "config_train": {"config_terms"},
     "config": SETTINGS - {"config"},
     "config_terms": set(),
     **{terms: {"config_terms"} for terms in TERMS - {"config_terms"}},
@@ -68,19 +75,20 @@ ARROWS: dict[str, set[str]] = {
     "kernels": set(),
     "functional": {"kernels"},
     "losses": {"functional", "draws"},
-    "adversary": {"draws"},
+    "turns": set(),
+    "adversary": {"draws", "turns"},
+    "measures": {"data", "errors", "turns"},
     "adapters": {"losses"},
     "models": {"functional"} | SETTINGS,  # the geometry of boxes
     "data_files": set(),
     "interrelation_files": {"errors"},
     "download": {"data_files", "errors"},
     "data": {"data_files", "draws"} | SETTINGS,
-    "measures": {"data"},
     "objectives": {"losses", "functional", "adversary", "draws", "models"} | SETTINGS,
     "engine": {"objectives", "adversary", "draws", "models", "data", "config_files", "config_grid"}
-    | {"functional", "interrelation_files"}
+    | {"functional", "interrelation_files", "measures", "turns"}
     | SETTINGS,
-    "analysis": {"errors", "interrelation_files", "papers"},  # papers for their figures
+    "analysis": {"errors", "headlines", "interrelation_files", "papers"},  # papers for their figures
     "papers": {"config_files", "errors"},
     "config_arguments": {"config_errors"} | SETTINGS,
     "api": {"api_inputs", "engine", "analysis", "data", "config_arguments"} | SETTINGS,
@@ -93,7 +101,18 @@ ARROWS: dict[str, set[str]] = {
         for module in COMMAND_LINE
     },
 }
-TORCH_ALONE = {"draws", "functional", "kernels", "losses", "adversary", "models", "data", "objectives"}
+TORCH_ALONE = {
+    "draws",
+    "functional",
+    "kernels",
+    "losses",
+    "adversary",
+    "turns",
+    "models",
+    "data",
+    "measures",
+    "objectives",
+}
 TORCH_NEVER = {"analysis"}
 QUICK = (
     {
@@ -107,6 +126,9 @@ QUICK = (
         "config_incremental",
         "config_models",
         "config_losses",
+        "config_tasks",
+        "config_train",
+        "headlines",
         "config_errors",
         "config_files",
         "config_grid",

@@ -147,7 +147,8 @@ def train(
     check_teachers(options)
     folder = run or default_folder(recipe)
     _on_ranks(nproc)
-    from limbeck.listings import loading, print_generations, print_results, print_robustness
+    from limbeck.listings import loading
+    from limbeck.run_listings import print_generations, print_results, print_robustness
 
     with loading():
         from limbeck.engine.fit import fit

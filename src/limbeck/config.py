@@ -19,6 +19,7 @@ from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_incremental import IncrementalOptions, PhaseOptions, check_incremental
 from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
+from limbeck.config_tasks import TAUGHT, TaskName, check_task
 from limbeck.config_terms import (
     CrossEntropyTerm,
     DKLTerm,
@@ -47,6 +48,7 @@ from limbeck.config_terms_moments import FeatureDistributionTerm, WKDFeatureTerm
 from limbeck.config_terms_relations import CCTerm, CRDTerm, EMDTerm, PKTTerm, RKDTerm, SPTerm
 from limbeck.config_terms_self import TfKDTerm, USKDTerm, ZipfTerm
 from limbeck.config_terms_transport import WKDLogitTerm
+from limbeck.config_train import OptimizerOptions, SaveOptions, ScheduleOptions, TrainOptions
 
 __all__ = [
     "OWN_TEST",
@@ -128,105 +130,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-# --- optimisation -----------------------------------------------------------------------------------------
-
-
-class OptimizerOptions(Options):
-    """SGD, AdamW or LAMB."""
-
-    name: Literal["sgd", "adamw", "lamb"] = Field("sgd", description="Optimizer; lamb is arXiv 1904.00962.")
-    learning_rate: Positive = Field(0.05, description="Peak learning rate.")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD's momentum, else beta1.")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="Of AdamW and LAMB.")
-    nesterov: bool = Field(True, description="Nesterov momentum (SGD).")
-    weight_decay: NonNegative = Field(
-        5e-4, description="Decoupled for AdamW; LAMB's is part of the step whose length the weights set."
-    )
-    decay_norms_and_biases: bool = Field(
-        True, description="Whether weight decay reaches norms and biases; without it, LAMB gives them AdamW's step."
-    )
-    clip_norm: Positive | None = Field(None, description="Clip the gradient's global norm to this.")
-
-
-class ScheduleOptions(Options):
-    """Learning rate over the run, as a factor of the peak; stepped every batch but for multistep."""
-
-    name: Literal["constant", "multistep", "cosine", "onecycle"] = Field("cosine", description="Shape.")
-    milestones: tuple[Positive, ...] = Field((), description="Epochs after which multistep decays.")
-    decay_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="Factor of multistep's decay.")
-    warmup_epochs: NonNegative = Field(0.0, description="Linear warm-up (constant, multistep, cosine).")
-    warmup_fraction: Fraction = Field(0.3, description="Share of the run in which onecycle rises.")
-    final_factor: Fraction = Field(0.0, description="Where cosine and onecycle end, as a factor of the peak.")
-
-    @model_validator(mode="after")
-    def _milestones(self) -> ScheduleOptions:
-        if self.name == "multistep" and not self.milestones:
-            raise ValueError("the schedule `multistep` expected epochs in `milestones`, got none")
-        return self
-
-
-class TrainOptions(Options):
-    """The loop."""
-
-    epochs: Annotated[int, Field(ge=1)] = Field(30, description="Passes over the training split.")
-    batch_size: Annotated[int, Field(ge=1)] = Field(
-        64, description="Samples of one optimizer step, over all ranks and micro-batches."
-    )
-    accumulate: Annotated[int, Field(ge=1)] = Field(1, description="Micro-batches that one optimizer step is made of.")
-    drop_last: bool = Field(False, description="Leave out the last incomplete batch of an epoch.")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16 uses autocast; losses and statistics stay in fp32."
-    )
-    channels_last: bool = Field(False, description="Memory format of images and convolutions, the teachers' too.")
-    compile: bool = Field(False, description="Run the student's training steps through torch.compile.")
-    teacher_precision: Literal["same", "fp32", "bf16"] = Field(
-        "same", description="Of the teachers alone: same as `precision`, or another; their logits come out in fp32."
-    )
-    teacher_compile: bool = Field(False, description="Run the teachers through torch.compile.")
-    device: str = Field("cpu", description="Such as cpu or cuda.")
-    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="CPU threads; null keeps torch's choice.")
-    batch_norm: Literal["local", "synchronised"] = Field(
-        "local", description="Whether a BatchNorm sees the images of its own rank, as published, or those of all ranks."
-    )
-    ghost_batch: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="BatchNorm normalises so many images at a time (1705.08741), on any number of ranks; null is all.",
-    )
-    gather: bool = Field(
-        False,
-        description="Losses that relate the samples of a batch see those of all ranks, at the cost of a copy on each.",
-    )
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Decay of an averaged copy of the weights; null keeps none."
-    )
-    ema_every: Literal["step", "epoch"] = Field(
-        "step", description="When the average takes in the weights: each step, or each epoch's end."
-    )
-    ema_warmup_epochs: NonNegative = Field(0.0, description="So long the average is the weights themselves.")
-    refresh_every: Literal["epoch"] | Annotated[int, Field(ge=1)] = Field(
-        "epoch",
-        description="When class priors take in what they observed: each epoch, or every so many steps.",
-    )
-
-    @model_validator(mode="after")
-    def _one_batch_norm(self) -> TrainOptions:
-        if self.ghost_batch is not None and self.batch_norm == "synchronised":
-            raise ValueError("expected one of `ghost_batch` and `batch_norm: synchronised`, got both")
-        return self
-
-
-class SaveOptions(Options):
-    """When a checkpoint is written, besides the end of each epoch, and how often a line is logged."""
-
-    every_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Also after so many optimizer steps.")
-    every_seconds: Positive | None = Field(300.0, description="Also when so many seconds have passed.")
-    every_epochs: Annotated[int, Field(ge=1)] = Field(
-        1, description="Epochs between two checkpoints at an epoch's end."
-    )
-    log_every: Annotated[int, Field(ge=1)] = Field(20, description="Optimizer steps between two lines of metrics.")
-    tensorboard: bool = Field(True, description="Write TensorBoard events when the package is installed.")
-
-
+# Groups of options that rows of a comparison may differ in.
+ROW_GROUPS = ("semi_supervised", "consistency", "segment", "detect", "image_text", "incremental")
 LOGITS_AND_LABELS = frozenset(("logits", "target_logits", "labels"))
 
 # --- a run ----------------------------------------------------------------------------------
@@ -236,7 +141,7 @@ class Recipe(Options):
     """A whole run. `losses` is what `limbeck train` uses; `compare` holds the rows of `limbeck compare`."""
 
     title: str = Field("", description="One line for listings.")
-    task: Literal["supervised", "distill", "adversarial"] = Field("supervised", description="What one batch means.")
+    task: TaskName = Field("supervised", description="What one batch means.")
     protocol: Literal["holdout", "paper"] = Field(
         "holdout",
         description="holdout chooses on a validation split; paper trains on all images, as published tables do, "
@@ -261,6 +166,8 @@ class Recipe(Options):
     def _consistent(self) -> Recipe:
         if self.task == "distill" and not self.teachers and self.incremental is None:
             raise ValueError("task `distill` expected at least one entry in `teachers`, got none")
+        if self.task not in TAUGHT and self.task not in ("supervised", "adversarial") and self.teachers:
+            raise ValueError(f"task `{self.task}` has no teachers, so `teachers` expected none")
         settings = (setting for row in self.compare.contenders.values() for setting in row.settings)
         terms = [term for setting in (self.losses, *settings) for term in setting]
         if self.task == "adversarial":
@@ -269,6 +176,9 @@ class Recipe(Options):
             self._refuse_adversarial_options(terms)
         self._check_inputs(terms)
         check_incremental(self, terms)
+        networks = [self.model.name, *(teacher.model.name for teacher in self.teachers if teacher.model)]
+        check_task(self.task, terms, self.data.name, networks)
+        self._check_rows()
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
                 "`train.batch_size` expected a multiple of `train.accumulate`, "
@@ -292,6 +202,8 @@ class Recipe(Options):
                     f"the loss `{term.name}` draws to another network, got task `supervised`; set `task: distill` and "
                     "`teachers`, or `task: adversarial`"
                 )
+            if self.task in TAUGHT and asked and not self.teachers:
+                raise ValueError(f"the loss `{term.name}` expected at least one entry in `teachers`, got none")
             if self.task == "adversarial" and not LOGITS_AND_LABELS.issuperset(term.inputs):
                 raise ValueError(
                     f"task `adversarial` expected losses of logits, got `{term.name}`, which sees features"
@@ -327,6 +239,26 @@ class Recipe(Options):
         changes = self.compare.contenders[row].adversary
         return AdversaryOptions.model_validate({**self.adversary.model_dump(), **changes})
 
+    def of_row(self, row: str) -> Recipe:
+        """Return the recipe of a row of the comparison: its first setting, its own options of the task, no rows."""
+        contender = self.compare.contenders[row]
+        content = self.model_dump()
+        for group, changes in contender.options.items():
+            content[group] = {**content[group], **changes}
+        return Recipe.model_validate({**content, "losses": contender.settings[0], "compare": {}})
+
+    def _check_rows(self) -> None:
+        """Raise ValueError for options of a row that are none of the task's, or do not fit it."""
+        for name, row in self.compare.contenders.items():
+            for group in row.options:
+                if group not in ROW_GROUPS or group not in Recipe.model_fields:
+                    raise ValueError(
+                        f"`compare.contenders.{name}.options` expected a group among {', '.join(ROW_GROUPS)}, got "
+                        f"`{group}`"
+                    )
+            if row.options:
+                self.of_row(name)
+
     def _refuse_adversarial_options(self, terms: Sequence[Term]) -> None:
         """Raise ValueError for what would be ignored."""
         if self.data.second_view is not None:
@@ -351,9 +283,9 @@ class Recipe(Options):
                 "task `adversarial` attacks the student in modes that would each be compiled, so `train.compile` "
                 "expected false, got true"
             )
-        if self.task != "distill" and (train.teacher_compile or train.teacher_precision != "same"):
+        if self.task not in TAUGHT and (train.teacher_compile or train.teacher_precision != "same"):
             option = "teacher_compile" if train.teacher_compile else "teacher_precision"
-            raise ValueError(f"`train.{option}` belongs to task `distill`, got task `{self.task}`")
+            raise ValueError(f"`train.{option}` belongs to tasks with teachers, got task `{self.task}`")
 
     def _check_paper_protocol(self) -> None:
         if self.data.validation:

@@ -19,6 +19,10 @@ class Contender(Options):
     settings: tuple[tuple[Term, ...], ...] = Field(
         min_length=1, description="Settings to choose from; each is the whole list of loss terms."
     )
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Group of options of the task, such as semi_supervised -> options that this row has otherwise.",
+    )
     adversary: dict[str, Any] = Field(
         default_factory=dict, description="Options of `adversary` that this row has otherwise."
     )

@@ -39,6 +39,8 @@ ZOO = (
     "mobilenet_v1",
 )
 DEEP_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d")  # ImageNet's ResNets
+# Networks of tasks that are not the classification of images: task -> names.
+TASK_NETWORKS: dict[str, tuple[str, ...]] = {}
 # Before the name of a network of another library.
 PREFIXES = {"timm": "timm", "tv": "torchvision", "hf": "transformers"}
 EXTRAS = {"timm": "timm", "tv": "vision", "hf": "hf"}  # what to install for them

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from limbeck.errors import UserError, install
-from limbeck.listings import loading, print_metrics, print_paces, print_rich, print_robustness, say
+from limbeck.listings import loading, print_rich, say
+from limbeck.run_listings import print_metrics, print_paces, print_robustness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,7 +23,7 @@ from limbeck import draws
 from limbeck.adversary.balls import Norm
 from limbeck.adversary.checks import check_inputs, check_logits
 from limbeck.adversary.inference import Inference, inference
-from limbeck.adversary.turns import Alone, Turns, own
+from limbeck.turns import Alone, Turns, own
 
 CHUNK = 250  # images; AutoAttack's own default batch, and minutes of work for a large network
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")

@@ -23,7 +23,7 @@ from limbeck.adversary.inference import Inference, inference
 from limbeck.adversary.modes import Model
 from limbeck.adversary.pgd import pgd
 from limbeck.adversary.robustness import Robustness, Row, share
-from limbeck.adversary.turns import Alone, Turns, own
+from limbeck.turns import Alone, Turns, own
 
 STEP_RATIO = 0.25  # of the radius: the field's 2/255 at 8/255
 _GRADIENT_ATTACK = re.compile(r"(pgd|cw)([1-9][0-9]*)")

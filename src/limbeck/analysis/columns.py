@@ -67,13 +67,14 @@ def _tested(
 
 
 def _beside(comparison: Comparison) -> list[Column]:
-    rows = comparison.rows
+    rows, measures = comparison.rows, comparison.headline.beside
     optional: list[tuple[str, int, list[Spread | None]]] = [
+        *((measure.title, 2, [row.beside.get(measure.title) for row in rows]) for measure in measures),
         ("top-5, %", 2, [row.top5 for row in rows]),
         ("NLL, nats", 3, [row.nll for row in rows]),
         ("ECE, %", 2, [row.ece for row in rows]),
         ("agreement, %", 2, [row.agreement for row in rows]),
-        ("best epoch, %", 2, [row.best_top1 for row in rows]),
+        ("best epoch, %", 2, [row.best_main for row in rows]),
         ("head, %", 1, [row.head for row in rows]),
         ("tail, %", 1, [row.tail for row in rows]),
     ]
@@ -88,7 +89,7 @@ def _robust(comparison: Comparison, attacks: AttackPlan) -> list[list[Column]]:
     """Return clean accuracy with its own test, and the other attacks."""
     rows, seeds = comparison.rows, len(comparison.seeds)
     robust = [row.robust for row in rows if row.robust is not None]
-    top1 = [row.top1 for row in rows]
+    top1 = [row.main for row in rows]
     clean = _tested(comparison, f"{comparison.split} clean top-1, %", top1, [row.clean for row in robust], "clean ")
     others = [name for name in attacks.made if name != attacks.headline]
     optional: dict[str, list[Spread | None]] = {f"{name}, %": [row.attacks[name] for row in robust] for name in others}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.analysis.tails import Group
+    from limbeck.headlines import Headline
 
 WAY_OUT = "run `limbeck compare` again: it goes on where it stopped"
 SAME_NLL = 1e-4
@@ -64,7 +65,14 @@ class Comparison:
     @property
     def measure(self) -> str:
         """What rows are compared by, in words, see `Row.headline`."""
-        return f"{self.split} top-1" if self.attacks is None else f"{self.split} accuracy under {self.attacks.headline}"
+        if self.attacks is not None:
+            return f"{self.split} accuracy under {self.attacks.headline}"
+        return f"{self.split} {self.headline.main.short}"
+
+    @property
+    def headline(self) -> Headline:
+        """What the task is judged by."""
+        return next(iter(self.rows[0].runs.values())).headline
 
     def row(self, name: str) -> Row:
         """Return the row called `name`; KeyError when there is none."""
@@ -90,9 +98,9 @@ class Comparison:
 def summarise(folder: Path) -> Comparison:
     """Return the summary of the comparison in `folder`.
 
-    Each row's setting is the one with the best mean validation top-1, after adversarial training with the best mean
-    robust accuracy there; the test split is read for the chosen setting alone. Without a test split the figures are of
-    validation. Differences are paired by seed. Runs that are not finished are listed, not hidden.
+    Each row's setting is the one with the best mean of the task's measure on validation, after adversarial training
+    with the best mean robust accuracy there; the test split is read for the chosen setting alone. Without a test split
+    the figures are of validation. Differences are paired by seed. Runs that are not finished are listed, not hidden.
 
     Raises:
         UserError: no comparison there, none of its runs finished, a damaged file, several settings to choose from
@@ -185,7 +193,7 @@ def _against(rows: tuple[Row, ...], baseline: str) -> tuple[Row, ...]:
     if reference is None:
         return rows
     headlines = _judged(rows, reference, {row.name: row.headline for row in rows})
-    clean = _judged(rows, reference, {row.name: row.top1 for row in rows})
+    clean = _judged(rows, reference, {row.name: row.main for row in rows})
     return tuple(
         replace(
             row,
@@ -235,12 +243,12 @@ def _shared(row: Row, values: Spread, other: Row, beside: Spread) -> tuple[list[
 
 
 def _teachers(folder: Path, names: Sequence[str], student: Run) -> tuple[float, ...]:
-    """Return the top-1 in percent of teachers that are finished, or of modules as a student measured them."""
+    """Return the main measure in percent of teachers that are finished, or of modules as a student measured them."""
     if names:
         runs = [run for name in names if (run := Run(folder / name)).finished]
-        return tuple(measured([run], student.split, "top1", 100)[0] for run in runs)
+        return tuple(measured([run], student.split, student.headline.main.key, 100)[0] for run in runs)
     given = [(teacher or {}).get(student.split) for teacher in student.results.get("teachers", ())]
-    return tuple(100 * float(metrics["top1"]) for metrics in given if metrics)
+    return tuple(100 * float(metrics[student.headline.main.key]) for metrics in given if metrics)
 
 
 def _control(first: Row, second: Row) -> Control:

@@ -9,6 +9,7 @@ import numpy as np
 
 from limbeck.analysis.style import APART, TEACHER, epoch_axis, joined, look
 from limbeck.errors import UserError
+from limbeck.headlines import main_measure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
 
     from limbeck.analysis.run_files import Array, Run
 
-Quantity = Literal["train_loss", "nll", "top1", "robust"]
+Quantity = Literal["train_loss", "nll", "main", "robust"]
 
-LABELS: dict[Quantity, str] = {
+LABELS: dict[str, str] = {
     "train_loss": "training loss",
     "nll": "validation NLL, nats",
-    "top1": "validation top-1, %",
     "robust": "validation robust, %",
 }
 
@@ -41,13 +41,15 @@ class Curves:
 
     Attributes:
         rows: a curve for each.
-        teacher: the first teacher's validation top-1 in percent; None without.
+        teacher: the first teacher's main measure on validation, in percent; None without.
         reported: epoch of the weights that a single run of adversarial training reports; None for others.
+        main: title of the main measure.
     """
 
     rows: Mapping[str, Curve]
     teacher: float | None
     reported: int | None = None
+    main: str = "top-1, %"
 
     def has(self, quantity: Quantity) -> bool:
         """Whether every row has the quantity."""
@@ -59,11 +61,13 @@ def compute(rows: Mapping[str, Sequence[Run]]) -> Curves:
     curves = {name: _curve(runs) for name, runs in rows.items()}
     run = next(iter(rows.values()))[0]
     teachers = run.results.get("teachers") if run.finished else None
-    top1 = ((teachers[0] or {}).get("validation") or {}).get("top1") if teachers else None
-    return Curves(curves, None if top1 is None else 100 * float(top1), _reported(rows))
+    validated = (teachers[0] or {}).get("validation") if teachers else None
+    measure = main_measure(run.epochs[-1]["validation"] or {"top1": None})
+    teacher = 100 * float(validated[measure.key]) if validated else None
+    return Curves(curves, teacher, _reported(rows), measure.title)
 
 
-def draw(result: Curves, axes: Axes, quantity: Quantity = "top1") -> Axes:
+def draw(result: Curves, axes: Axes, quantity: Quantity = "main") -> Axes:
     """Draw one quantity: the mean over the runs of a row as a line, their range as a band; rows may share a line."""
     means = {name: curve.values[quantity].mean(0) for name, curve in result.rows.items()}
     labels = joined(means, APART * float(np.ptp(np.concatenate(list(means.values())))))
@@ -74,14 +78,14 @@ def draw(result: Curves, axes: Axes, quantity: Quantity = "top1") -> Axes:
         axes.plot(curve.epochs, means[name], label=labels[name], **style)
         if len(values) > 1:
             axes.fill_between(curve.epochs, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
-    if quantity == "top1" and result.teacher is not None:
+    if quantity == "main" and result.teacher is not None:
         axes.axhline(result.teacher, color=TEACHER, linewidth=1, linestyle=":", label="teacher")
     if result.reported is not None:
         axes.axvline(result.reported, color=TEACHER, linewidth=1, linestyle=":", label="reported")
     epoch_axis(axes)
-    axes.set_ylabel(LABELS[quantity])
+    axes.set_ylabel(f"validation {result.main}" if quantity == "main" else LABELS[quantity])
     _leave_out_the_first_epochs(result, axes, quantity)
-    axes.legend(loc="best" if quantity == "robust" else "lower right" if quantity == "top1" else "upper right")
+    axes.legend(loc="best" if quantity == "robust" else "lower right" if quantity == "main" else "upper right")
     return axes
 
 
@@ -97,7 +101,7 @@ def _leave_out_the_first_epochs(result: Curves, axes: Axes, quantity: Quantity) 
     """Fit the y axis to the last 80 % of the epochs: the first would press all later differences flat."""
     later = [curve.values[quantity][:, len(curve.epochs) // 5 :] for curve in result.rows.values()]
     low, high = min(float(v.min()) for v in later), max(float(v.max()) for v in later)
-    if quantity == "top1" and result.teacher is not None:
+    if quantity == "main" and result.teacher is not None:
         high = max(high, result.teacher)
     margin = 0.06 * (high - low) or 1.0
     axes.set_ylim(low - margin, high + margin)
@@ -114,8 +118,10 @@ def _curve(runs: Sequence[Run]) -> Curve:
             "train_loss": np.array([[line["train"]["loss"] for line in run] for run in lines])
         }
         if all(line["validation"] is not None for run in lines for line in run):
-            values["nll"] = np.array([[line["validation"]["nll"] for line in run] for run in lines])
-            values["top1"] = 100 * np.array([[line["validation"]["top1"] for line in run] for run in lines])
+            if all("nll" in line["validation"] for run in lines for line in run):
+                values["nll"] = np.array([[line["validation"]["nll"] for line in run] for run in lines])
+            key = main_measure(lines[0][0]["validation"]).key
+            values["main"] = 100 * np.array([[line["validation"][key] for line in run] for run in lines])
             if all("robust" in line["validation"] for run in lines for line in run):
                 values["robust"] = 100 * np.array([[line["validation"]["robust"] for line in run] for run in lines])
     except (KeyError, TypeError) as error:

@@ -18,6 +18,7 @@ from limbeck.analysis import (
 from limbeck.analysis.comparison import summarise
 from limbeck.analysis.run_files import Run, read_run
 from limbeck.analysis.style import Picture, new_figure, png, styled
+from limbeck.analysis.task_pictures import of_task
 from limbeck.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -48,10 +49,17 @@ def draw_run(run: Path, out: Path, *, against: Path | None = None) -> list[Path]
     finished = all(opened.finished for runs in rows.values() for opened in runs)
     with styled():
         pictures = list(_learning(rows))
-        if finished:
+        if finished and not _classifies(rows):
+            pictures += of_task(rows)
+        elif finished:
             baseline = None if against is None else names[0]
             pictures += [*_predictions(rows, baseline), *robust_pictures.of_attacks(rows, baseline)]
         return save(pictures, out)
+
+
+def _classifies(rows: Rows) -> bool:
+    """Whether the runs say one class of each image, so that the pictures of predictions can be drawn."""
+    return all(run.headline.main.key == "top1" for runs in rows.values() for run in runs)
 
 
 def _short_names(first: Path, second: Path) -> list[str]:
@@ -80,7 +88,8 @@ def draw_rows(folder: Path, names: Sequence[str]) -> list[Path]:
     rows = pick_rows(comparison, names)
     baseline = comparison.baseline if comparison.baseline in rows else None
     with styled():
-        pictures = [*_learning(rows), *_predictions(rows, baseline), *robust_pictures.of_attacks(rows, baseline)]
+        shown = _predictions(rows, baseline) if _classifies(rows) else of_task(rows)
+        pictures = [*_learning(rows), *shown, *robust_pictures.of_attacks(rows, baseline)]
     return save(pictures, folder / f"rows-{'-'.join(rows)}")
 
 
@@ -105,7 +114,7 @@ def comparison_pictures(comparison: Comparison) -> list[Picture]:
     with styled():
         of_some = [
             *_learning(rows),
-            *_predictions(rows, comparison.baseline),
+            *(_predictions(rows, comparison.baseline) if _classifies(rows) else of_task(rows)),
             *robust_pictures.of_attacks(rows, comparison.baseline),
         ]
         if len(rows) < len(comparison.rows):
@@ -173,13 +182,13 @@ def _differences(comparison: Comparison) -> Iterator[Picture]:
 def _learning(rows: Rows) -> Iterator[Picture]:
     """Draw what metrics.jsonl holds. Losses differ in scale between rows: several rows show validation NLL instead."""
     result, several = curves.compute(rows), len(rows) > 1
-    wanted: tuple[curves.Quantity, ...] = ("nll" if several else "train_loss", "top1")
+    wanted: tuple[curves.Quantity, ...] = ("nll" if several else "train_loss", "main")
     if result.has("robust"):
-        wanted = ("top1", "robust") if several else ("train_loss", "top1", "robust")
+        wanted = ("main", "robust") if several else ("train_loss", "main", "robust")
     titles: dict[curves.Quantity, str] = {
         "train_loss": "Loss on training images",
         "nll": "NLL on validation images",
-        "top1": "Accuracy on validation images",
+        "main": f"{result.main.removesuffix(', %')} on validation images",
         "robust": "Robust accuracy on validation",
     }
     shown = [quantity for quantity in wanted if result.has(quantity)] or ["train_loss"]

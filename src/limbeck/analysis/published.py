@@ -157,7 +157,7 @@ def _row(name: str, row: Row | None, content: Mapping[str, Any], published: Mapp
         return PublishedRow(name, paper=paper, robust_paper=robust_paper, remark=remark)
     terms = tuple(row.settings[row.selected])
     robust = row.robust.accuracy if row.robust else None
-    line = PublishedRow(name, terms, paper, row.top1, _optimistic(list(row.runs.values())), robust_paper, robust)
+    line = PublishedRow(name, terms, paper, row.main, _optimistic(list(row.runs.values())), robust_paper, robust)
     if paper is None and _is_student_alone(line):
         return PublishedRow(name, terms, published["student"], line.ours, line.optimistic)
     return line

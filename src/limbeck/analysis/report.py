@@ -158,7 +158,7 @@ def _cell(text: str, tag: str, left: bool) -> str:
 
 def _settings(comparison: Comparison) -> str:
     attacks = comparison.attacks
-    chose = "top-1" if attacks is None else f"robust ({attacks.validation})"
+    chose = comparison.headline.main.short if attacks is None else f"robust ({attacks.validation})"
     head = f'<tr><th class="text">loss</th><th class="text">setting</th><th>validation {chose}, %</th></tr>'
     lines = [line for row in comparison.rows for line in _settings_of(row)]
     return f"<table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table>"

@@ -33,16 +33,17 @@ class PlannedRow:
 class Row:
     """One loss at its chosen setting. Accuracies, `ece` and `agreement` are percentages, `nll` is in nats.
 
-    All but `best_top1` are of the weights that the runs report (the last epoch's; after adversarial training those that
-    early stopping or averaging made) on the comparison's `split`; `best_top1` is the test accuracy of the epoch that
-    was best on validation, None where validation is what is reported. What the runs do not have is None.
+    `main` is the measure of the task, see `limbeck.headlines`: top-1 of classification. All but `best_main` are of the
+    weights that the runs report (the last epoch's; after adversarial training those that early stopping or averaging
+    made) on the comparison's `split`; `best_main` is the same on test of the epoch that was best on validation, None
+    where validation is what is reported. What the runs do not have is None.
 
     Attributes:
         name: of the row.
         settings: the settings tried, each the list of its loss terms.
-        validation: what chose among the settings, for each its top-1 on validation, after adversarial training its
+        validation: what chose among the settings, for each its main measure there, after adversarial training its
             robust accuracy there; None without a validation split or a finished run.
-        clean_validation: top-1 on validation of each setting tried.
+        clean_validation: the main measure on validation of each setting tried.
         selected: index of the chosen setting.
         runs: finished runs of the chosen setting, by seed.
         robust: what attacks left; None but in comparisons of adversarial training.
@@ -52,6 +53,7 @@ class Row:
         head: accuracy on the largest third of the classes, mean over classes; None unless the classes are long-tailed
             without groups.
         tail: the same on the smallest third.
+        beside: title -> further measures of the task, in percent.
     """
 
     name: str
@@ -60,8 +62,8 @@ class Row:
     clean_validation: tuple[Spread | None, ...]
     selected: int
     runs: Mapping[int, Run]
-    top1: Spread
-    best_top1: Spread | None
+    main: Spread
+    best_main: Spread | None
     nll: Spread | None
     ece: Spread | None
     agreement: Spread | None
@@ -69,6 +71,7 @@ class Row:
     tail: Spread | None
     groups: Mapping[str, Group] = field(default_factory=dict)
     top5: Spread | None = None
+    beside: Mapping[str, Spread] = field(default_factory=dict)
     adversary: Mapping[str, Any] = field(default_factory=dict)
     robust: RobustRow | None = None
     judged: Judged = field(default_factory=Judged)
@@ -90,8 +93,8 @@ class Row:
 
     @property
     def headline(self) -> Spread:
-        """The accuracy that rows are compared by: top-1, after adversarial training that under the hardest attack."""
-        return self.top1 if self.robust is None else self.robust.accuracy
+        """What rows are compared by: the task's measure, after adversarial training that under the hardest attack."""
+        return self.main if self.robust is None else self.robust.accuracy
 
 
 def read_row(folder: Path, name: str, planned: PlannedRow, missing: list[str]) -> Row | None:
@@ -106,10 +109,11 @@ def read_row(folder: Path, name: str, planned: PlannedRow, missing: list[str]) -
                 missing.append(path)
     if not any(finished):
         return None
-    chosen_by = "robust" if any(run.adversarial for runs in finished for run in runs.values()) else "top1"
+    every = [run for runs in finished for run in runs.values()]
+    main = every[0].headline.main.key
     validation, clean = (
         tuple(optional(list(runs.values()), "validation", measure, 100) for runs in finished)
-        for measure in (chosen_by, "top1")
+        for measure in ("robust" if any(run.adversarial for run in every) else main, main)
     )
     if len(planned.settings) > 1 and all(values is None for values in validation):
         raise UserError(
@@ -144,7 +148,8 @@ def _measured(
 ) -> Row:
     """Return the row of a chosen setting, measured on the split that its runs report."""
     by_seed = list(runs.values())
-    split = by_seed[0].split
+    split, headline = by_seed[0].split, by_seed[0].headline
+    beside = {measure.title: optional(by_seed, split, measure.key, 100) for measure in headline.beside}
     by_group = groups(by_seed, split)
     head, tail = (None, None) if by_group else head_and_tail(by_seed, class_counts(by_seed[0]))
     return Row(
@@ -154,8 +159,8 @@ def _measured(
         clean_validation=clean_validation,
         selected=selected,
         runs=runs,
-        top1=spread(measured(by_seed, split, "top1", 100)),
-        best_top1=optional(by_seed, "test", "top1", 100, weights="best"),
+        main=spread(measured(by_seed, split, headline.main.key, 100)),
+        best_main=optional(by_seed, "test", headline.main.key, 100, weights="best"),
         nll=optional(by_seed, split, "nll"),
         ece=optional(by_seed, split, "ece", 100),
         agreement=optional(by_seed, split, "agreement", 100),
@@ -163,6 +168,7 @@ def _measured(
         tail=tail,
         groups=by_group,
         top5=optional(by_seed, split, "top5", 100) if len(class_counts(by_seed[0])) >= TOP5_CLASSES else None,
+        beside={title: values for title, values in beside.items() if values is not None},
         adversary=planned.adversary,
     )
 

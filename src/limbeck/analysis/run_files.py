@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limbeck.errors import UserError, reason
+from limbeck.headlines import headline_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from limbeck.headlines import Headline
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -66,6 +69,11 @@ class Run:
     def epochs(self) -> tuple[dict[str, Any], ...]:
         """The lines of kind "epoch" in metrics.jsonl, in order."""
         return tuple(_epoch_lines(self.folder / "metrics.jsonl"))
+
+    @property
+    def headline(self) -> Headline:
+        """What the task of a finished run is judged by."""
+        return headline_of(str(self.results.get("task", "supervised")))
 
     @property
     def adversarial(self) -> bool:

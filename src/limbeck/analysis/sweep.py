@@ -163,14 +163,15 @@ def summarise(folder: Path) -> Sweep:
 def _point(content: dict[str, Any], finished: Sequence[Run], planned: Sequence[Run], diverged: set[Path]) -> Point:
     """Return what validation saw of a point, and without adversarial training what test saw."""
     adversarial = any(run.adversarial for run in finished)
-    top1 = {split: optional(finished, split, "top1", 100) for split in ("validation", "test")}
+    key = finished[0].headline.main.key if finished else "top1"
+    main = {split: optional(finished, split, key, 100) for split in ("validation", "test")}
     return Point(
         name=content["name"],
         values=tuple(content["values"]),
-        validation=optional(finished, "validation", "robust", 100) if adversarial else top1["validation"],
-        test=None if adversarial else top1["test"],
-        clean_validation=top1["validation"] if adversarial else None,
-        clean_test=top1["test"] if adversarial else None,
+        validation=optional(finished, "validation", "robust", 100) if adversarial else main["validation"],
+        test=None if adversarial else main["test"],
+        clean_validation=main["validation"] if adversarial else None,
+        clean_test=main["test"] if adversarial else None,
         runs=tuple(finished),
         diverged=sum(run.folder in diverged for run in planned),
     )

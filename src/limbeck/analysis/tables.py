@@ -85,11 +85,10 @@ def notes(comparison: Comparison) -> list[str]:
             )
     if comparison.teachers:
         teachers = ", ".join(f"{top1:.2f} %" for top1 in comparison.teachers)
-        found.append(
-            f"{comparison.split.capitalize()} top-1 of the {plural('teacher', len(comparison.teachers))}: {teachers}."
-        )
-    if comparison.attacks is None and any(row.best_top1 is not None for row in comparison.rows):
-        found.append("best epoch: test top-1 of the epoch that was best on validation.")
+        word = plural("teacher", len(comparison.teachers))
+        found.append(f"{comparison.split.capitalize()} {comparison.headline.main.short} of the {word}: {teachers}.")
+    if comparison.attacks is None and any(row.best_main is not None for row in comparison.rows):
+        found.append(f"best epoch: test {comparison.headline.main.short} of the epoch that was best on validation.")
     found += tails.sentences(comparison)
     if any(comparison.seconds.values()):
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in comparison.seconds.items() if seconds)
@@ -185,7 +184,7 @@ def _settings_tried(comparison: Comparison) -> str:
     tried = {len(row.settings) for row in comparison.rows}
     if tried == {1}:
         return "tried: one setting per row, so nothing was chosen."
-    means = "chosen by mean validation top-1 of the last epoch"
+    means = f"chosen by mean validation {comparison.headline.main.short} of the last epoch"
     if comparison.attacks is not None:
         means = f"chosen by mean robust accuracy on validation ({comparison.attacks.validation})"
     means += ", never by the test images" if comparison.split == "test" else ", the figure shown: it is optimistic"

@@ -74,7 +74,7 @@ def compute(comparison: Comparison) -> TradeOff:
             tried[row.name] = tuple(point for point, _ in found)
             selected[row.name] = [chosen for _, chosen in found].index(True)
     return TradeOff(
-        chosen={row.name: Point(row.top1, row.headline) for row in comparison.rows},
+        chosen={row.name: Point(row.main, row.headline) for row in comparison.rows},
         tried=tried,
         selected=selected,
         published=published_points(comparison),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from limbeck.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from torch import nn
 
 FORMAT_NAME = "limbeck checkpoint"
 FORMAT = f"{FORMAT_NAME} 1"
@@ -99,3 +102,9 @@ def restore_random_state(state: Mapping[str, torch.Tensor], device: torch.device
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def shapes(model: nn.Module) -> str:
+    """Return the SHA-256 of the names and shapes of a state, which a user's own module may change unseen."""
+    found = [f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items()]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()

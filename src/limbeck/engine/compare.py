@@ -126,6 +126,8 @@ def _job(recipe: Recipe, folder: Path, entry: Entry, sources: tuple[TeacherSourc
     settings = recipe.compare.contenders[entry.row].settings
     which = f", setting {entry.setting}" if len(settings) > 1 else ""
     changes: dict[str, Any] = {"losses": settings[entry.setting], "compare": CompareOptions()}
+    if recipe.compare.contenders[entry.row].options:
+        recipe = recipe.of_row(entry.row)
     if recipe.task == "adversarial":
         # The attacks are made later, on the setting that validation chooses: see attack_plan.py.
         changes["adversary"] = recipe.adversary_of(entry.row).model_copy(update={"attacks": ()})
@@ -162,6 +164,7 @@ def describe(
             {
                 "settings": [[term.model_dump(mode="json") for term in setting] for setting in settings],
                 "adversary": recipe.compare.contenders[entry.row].adversary,
+                "options": recipe.compare.contenders[entry.row].options,
                 "runs": [[] for _ in settings],
             },
         )

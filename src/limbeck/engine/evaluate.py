@@ -14,6 +14,7 @@ from limbeck.adversary.robustness import robustbench
 from limbeck.config_files import load_recipe
 from limbeck.engine import ranks, run_folder
 from limbeck.engine.fit import open_device
+from limbeck.engine.judged import judge
 from limbeck.engine.lock import locked
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.robustness import evaluate_robustness
@@ -21,6 +22,7 @@ from limbeck.engine.run_folder import disk_errors, read_results, write_json
 from limbeck.engine.shifted import measure_shifted
 from limbeck.engine.teachers import Resources, load_file, load_trained
 from limbeck.errors import Interrupted, UserError, reason
+from limbeck.measures import JUDGES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -113,7 +115,9 @@ def evaluate(run: Path, *, which: Which | None = None, shifted: ShiftedTests | N
         "validation": None,
     }
     for split, source in (("validation", opened.data.validation), ("test", opened.data.test)):
-        if len(source):
+        if len(source) and opened.recipe.task in JUDGES:
+            metrics[split] = judge(opened.recipe.task, opened.model, source, opened.data, ranks.here()).metrics
+        elif len(source):
             targets = _teacher_logits(run, split)
             logits = predict(opened.model, source, ranks.here())
             metrics[split] = measure(logits, source.labels, targets, opened.data.groups)
@@ -139,6 +143,10 @@ def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
     model = load_file(recipe.model, str(weights), data)[0].to(data.device)
     parts = {"validation": data.validation, "test": data.test}
     place = ranks.here()
+    if recipe.task in JUDGES:
+        found = {name: part for name, part in parts.items() if len(part)}
+        judged = {name: judge(recipe.task, model, part, data, place).metrics for name, part in found.items()}
+        return {"validation": None, "test": None} | judged
     metrics = {
         name: measure(predict(model, part, place), part.labels, groups=data.groups) if len(part) else None
         for name, part in parts.items()

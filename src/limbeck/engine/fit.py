@@ -12,6 +12,7 @@ import torch
 
 from limbeck.config import AugmentOptions
 from limbeck.config_files import load_recipe
+from limbeck.config_tasks import TAUGHT
 from limbeck.data import Source, steps_per_epoch
 from limbeck.draws import key
 from limbeck.engine import ranks, run_folder
@@ -33,6 +34,7 @@ from limbeck.engine.teachers import (
 )
 from limbeck.engine.views import without_memory
 from limbeck.errors import Interrupted, UserError
+from limbeck.measures import JUDGES
 from limbeck.models import build_model
 from limbeck.models.growing import FewerClasses, grow
 from limbeck.models.weights import start_weights
@@ -122,8 +124,10 @@ def train_run(
             place.first_tells(lambda: run_folder.prepare(run, recipe))
             if sources is None:
                 sources = train_teachers(recipe, run, reporter=reporter, stop=stop, resources=resources)
-            layout = recipe.train.channels_last
-            teachers = [resources.teacher(source, data, recipe.data, channels_last=layout) for source in sources]
+            layout, task = recipe.train.channels_last, recipe.task
+            teachers = [
+                resources.teacher(source, data, recipe.data, channels_last=layout, task=task) for source in sources
+            ]
             sees_layers = any("target_features" in term.inputs for term in recipe.losses)
             if sees_layers:
                 teachers = [replace(teacher, model=without_memory(teacher.model)) for teacher in teachers]
@@ -266,8 +270,8 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: nn.Module) -> N
             f"got {train.batch_size}"
         )
     _refuse_small_parts(recipe, samples)
-    if 1 not in normalised_sizes(recipe, samples, ranks.here().world):
-        return
+    if recipe.task in JUDGES or 1 not in normalised_sizes(recipe, samples, ranks.here().world):
+        return  # maps have many places to normalise over
     try:
         # A copy, so that the running statistics of the student stay new.
         copy.deepcopy(model).train()(torch.zeros(1, *data.image_shape))
@@ -295,7 +299,8 @@ def _check_teachers(recipe: Recipe, model: nn.Module, data: DataBundle, resource
     networks: list[nn.Module] = []
     for options in _teachers(recipe):
         if (source := _ready(options, recipe)) is not None:
-            found = resources.teacher(source, data, recipe.data, channels_last=recipe.train.channels_last)
+            layout, task = recipe.train.channels_last, recipe.task
+            found = resources.teacher(source, data, recipe.data, channels_last=layout, task=task)
             networks.append(without_memory(found.model))
         else:
             teacher = _teacher_recipe(str(options.recipe), recipe)
@@ -310,7 +315,7 @@ def _check_teachers(recipe: Recipe, model: nn.Module, data: DataBundle, resource
 
 
 def _teachers(recipe: Recipe) -> tuple[TeacherOptions, ...]:
-    return recipe.teachers if recipe.task == "distill" else ()
+    return recipe.teachers if recipe.task in TAUGHT else ()
 
 
 def _teacher_recipe(name: str, student: Recipe) -> Recipe:

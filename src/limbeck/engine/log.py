@@ -70,10 +70,10 @@ class RunningMeans:
         self._sums = {"line": self._zeros(), "epoch": self._zeros()}
 
     def _zeros(self) -> list[float]:
-        return [0.0] * (len(self.names) + 2)  # the names', correct predictions, samples
+        return [0.0] * (len(self.names) + 2)  # the names', scores, samples
 
     def add(self, step: int, samples: int, values: Tensor) -> None:
-        """Take in a step: `values` holds the loss, the parts, and the fraction of correct predictions."""
+        """Take in a step: `values` holds the loss, the parts, and the objective's score."""
         self._waiting.append((step, samples, values))
 
     def flush(self) -> None:
@@ -89,17 +89,17 @@ class RunningMeans:
             for term, value in [*zip(self.names[1:], row[1:-1], strict=True), ("loss", row[0])]:
                 if not math.isfinite(value):
                     raise NotFinite(term, step)
-            addends = [*(value * samples for value in row[:-1]), round(row[-1] * samples), samples]
+            addends = [*(value * samples for value in row[:-1]), round(row[-1] * samples, 6), samples]
             for sums in self._sums.values():
                 sums[:] = [total + addend for total, addend in zip(sums, addends, strict=True)]
         self._waiting.clear()
 
     def take(self, span: str) -> dict[str, float]:
-        """Return the means of a span, "line" or "epoch", and start it anew: `loss`, each part, `top1`."""
+        """Return the means of a span, "line" or "epoch", and start it anew: `loss`, each part, `score`."""
         self.flush()
         *totals, samples = self._sums[span]
         self._sums[span] = self._zeros()
-        return {name: total / samples for name, total in zip((*self.names, "top1"), totals, strict=True)}
+        return {name: total / samples for name, total in zip((*self.names, "score"), totals, strict=True)}
 
     def state_dict(self) -> dict[str, list[float]]:
         """Return the sums, after a flush."""

@@ -6,7 +6,6 @@ over those of the whole step), and where losses synchronise. There is no second 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from limbeck.engine.reduced import across_ranks, unreduced
 from limbeck.engine.schedule import learning_rate_factor
 from limbeck.engine.validation import Split, Validator, best_by
 from limbeck.errors import Diverged, Interrupted, UserError
+from limbeck.headlines import headline_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -254,9 +254,10 @@ class Trainer:
         self._check_weights()
         for network in (self.model, *([self.average.model] if self.average is not None else [])):
             self.ranks.share_buffers(network)
+        headline = headline_of(self.recipe.task)
         line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
         line |= {
-            "train": {"loss": means["loss"], "top1": means["top1"]},
+            "train": {"loss": means["loss"], headline.training.key: means["score"]},
             **self.validator.measure_epoch(self.candidate, self.average),
         }
         self.log.write(line, self._timing())
@@ -304,7 +305,8 @@ class Trainer:
 
     def _keep_best(self, line: Mapping[str, Any]) -> None:
         validation, test, by = line["validation"], line.get("test"), best_by(self.recipe)
-        if test and (self.optimistic is None or test["top1"] > self.optimistic["test"]["top1"]):
+        key = headline_of(self.recipe.task).main.key  # the test images are not attacked
+        if test and (self.optimistic is None or test[key] > self.optimistic["test"][key]):
             self.optimistic = {"epoch": self.epoch, "test": test}
         if validation and (self.best is None or validation[by] > self.best["validation"][by]):
             weights = {name: value.detach().cpu().clone() for name, value in self.candidate.state_dict().items()}
@@ -370,7 +372,7 @@ class Trainer:
             "recipe": run_folder.recipe_fingerprint(self.recipe),
             "data": self.data.fingerprint,
             "teachers": " ".join(teacher.fingerprint for teacher in self.teachers),
-            "network": _shapes(self.model),
+            "network": checkpoint.shapes(self.model),
         }
 
     def _check_weights(self) -> None:
@@ -391,9 +393,3 @@ class Trainer:
             f"`{error.term}` is not finite at step {error.step} of {self.steps} (epoch {epoch} of {self.epochs}); "
             f"{good}. {remedy(error, self.objective.terms)}"
         )
-
-
-def _shapes(model: nn.Module) -> str:
-    """Return the SHA-256 of the names and shapes of a state, which a user's own module may change unseen."""
-    shapes = [f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items()]
-    return hashlib.sha256("\n".join(shapes).encode()).hexdigest()

@@ -7,6 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from limbeck.headlines import main_measure
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
@@ -110,18 +112,26 @@ def describe_epoch(line: Mapping[str, Any]) -> str:
 
 def _epoch_words(line: Mapping[str, Any]) -> dict[str, str]:
     train, validation = line["train"], line["validation"]
-    words = {"loss": f"loss {train['loss']:.3f}", "train": f"train {100 * train['top1']:.1f} %"}
+    score = next(value for name, value in train.items() if name != "loss")
+    words = {"loss": f"loss {train['loss']:.3f}", "train": f"train {100 * score:.1f} %"}
     if validation:
-        words["validation"] = f"validation {100 * validation['top1']:.1f} %"
+        words["validation"] = f"validation {_main(validation)}"
         if "robust" in validation:
             words["robust"] = f"under attack {100 * validation['robust']:.1f} %"
     return words
 
 
+def _main(metrics: Mapping[str, Any]) -> str:
+    """Return what a split is judged by; of accuracies the name is left out."""
+    measure = main_measure(metrics)
+    name = "" if measure.key == "top1" else f"{measure.short} "
+    return f"{name}{100 * metrics[measure.key]:.1f} %"
+
+
 def _final_words(results: Mapping[str, Any]) -> str:
     for split in ("test", "validation"):
         if metrics := results[results.get("reported", "last")][split]:
-            words = f"{split} {100 * metrics['top1']:.1f} %"
+            words = f"{split} {_main(metrics)}"
             for row in (results.get("robustness") or {}).get("rows", ()):
                 words += f", {row['attack']} {100 * row['accuracy']:.1f} %"
             if "robust" in metrics and not results.get("robustness"):

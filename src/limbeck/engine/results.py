@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from limbeck.engine import run_folder
+from limbeck.engine.judged import judge
 from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.robustness import evaluate_robustness
 from limbeck.engine.run_folder import atomic_file, write_json
 from limbeck.engine.shifted import measure_shifted
+from limbeck.measures import JUDGES
 from limbeck.models import Network
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     """
     run, which, lead = trainer.run, _reported(trainer), trainer.ranks.lead
     networks = _networks(trainer)
-    logits = {name: _test_logits(trainer, model) for name, (model, _) in networks.items()}
+    judged = trainer.recipe.task in JUDGES
+    logits = {name: None if judged else _test_logits(trainer, model) for name, (model, _) in networks.items()}
     results: dict[str, Any] = {**_description(trainer), "last": None, "best": None, "ema": None}
     for name, (model, epoch) in networks.items():
         if lead:
@@ -46,7 +49,8 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     if trainer.recipe.task == "adversarial":
         results |= {"adversary": trainer.recipe.adversary.model_dump(mode="json"), "reported": which}
         attack_reported(trainer, reported, which)
-    arrays = _predictions(trainer, reported, logits[which])
+    test_logits = logits[which]
+    arrays = _judged_arrays(trainer, reported) if test_logits is None else _predictions(trainer, reported, test_logits)
     if lead:
         with atomic_file(run / run_folder.PREDICTIONS) as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -125,7 +129,7 @@ def _description(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _evaluation(trainer: Trainer, model: nn.Module, epoch: int, test_logits: Tensor) -> dict[str, Any]:
+def _evaluation(trainer: Trainer, model: nn.Module, epoch: int, test_logits: Tensor | None) -> dict[str, Any]:
     """Return `{"epoch", "validation", "test"}` of the weights in `model`, and `shifted` if there are such tests."""
     validation = trainer.validator.measure("validation", model) if len(trainer.data.validation) else None
     test = trainer.validator.measure("test", model, test_logits) if len(trainer.data.test) else None
@@ -138,6 +142,16 @@ def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     content = save_safetensors({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()})
     with atomic_file(path) as file:
         file.write(content)
+
+
+def _judged_arrays(trainer: Trainer, model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of predictions.npz of a task that has a judge: what pictures need of the split reported."""
+    data = trainer.data
+    split, part = ("test", data.test) if len(data.test) else ("validation", data.validation)
+    if not len(part):
+        return {}
+    arrays = judge(trainer.recipe.task, model, part, data, trainer.ranks).arrays
+    return {f"{split}_{name}": value.cpu().numpy() for name, value in arrays.items()}
 
 
 def _predictions(trainer: Trainer, model: nn.Module, test_logits: Tensor) -> dict[str, np.ndarray[Any, Any]]:

@@ -18,13 +18,13 @@ from limbeck.adversary.autoattack import fingerprint
 from limbeck.adversary.evaluate import evaluate, perturb
 from limbeck.adversary.inference import inference
 from limbeck.adversary.robustness import Robustness, Row
-from limbeck.adversary.turns import own
 from limbeck.data import Source, StoredSource
 from limbeck.engine import ranks
 from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.run_folder import atomic_file, write_json
 from limbeck.errors import Interrupted, UserError, reason
 from limbeck.models import Network
+from limbeck.turns import own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -17,10 +17,12 @@ from limbeck.data import DataBundle, Source, StoredSource, build_data
 from limbeck.data.user import UserTraining
 from limbeck.engine import ranks, run_folder
 from limbeck.engine.given import fingerprint
+from limbeck.engine.judged import judge
 from limbeck.engine.metrics import measure, predict
 from limbeck.engine.run_folder import read_results
 from limbeck.engine.views import RememberingTeacher, open_run_stream
 from limbeck.errors import UserError, reason
+from limbeck.measures import JUDGES
 from limbeck.models import Standardisation, build_model
 from limbeck.models.growing import FewerClasses
 from limbeck.models.running import arithmetic
@@ -109,7 +111,13 @@ class Resources:
         return self._data[key]
 
     def teacher(
-        self, source: TeacherSource, data: DataBundle, options: DataOptions, *, channels_last: bool = False
+        self,
+        source: TeacherSource,
+        data: DataBundle,
+        options: DataOptions,
+        *,
+        channels_last: bool = False,
+        task: str = "distill",
     ) -> Teacher:
         """Return a teacher with its logits on `data`, on the data's device.
 
@@ -118,6 +126,7 @@ class Resources:
             data: Data of the student's run.
             options: Options of that data.
             channels_last: Whether its weights lie in that memory format, for the training.
+            task: Of the student's run, by which the teacher is measured.
 
         Raises:
             UserError: There is no finished run or no such file, or it is no teacher for this data.
@@ -127,7 +136,7 @@ class Resources:
             model, fingerprint = _open(source, data, options)
             model = model.to(data.device).eval().requires_grad_(False)
             known = options.phase.old if options.phase else data.num_classes
-            teacher = _with_logits(model, fingerprint, data, known)
+            teacher = _with_logits(model, fingerprint, data, task, known)
             if channels_last:
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
             if self._views and isinstance(data.train, Source):  # a user's loader may write new images to one tensor
@@ -287,12 +296,22 @@ def refuse_other_pixels(teacher: DataOptions, student: DataOptions, who: str) ->
         )
 
 
-def _with_logits(model: nn.Module, fingerprint: str, data: DataBundle, known: int) -> Teacher:
-    """Return a teacher with what it says of the data; it is measured on the images of the classes that it knows."""
-    logits, metrics = {}, {}
+def _with_logits(model: nn.Module, fingerprint: str, data: DataBundle, task: str, known: int) -> Teacher:
+    """Return a teacher with what it says of the held-out parts: logits, but in tasks that have a judge.
+
+    It is measured on the images of the classes that it knows, the first so many.
+    """
+    logits: dict[str, Tensor] = {}
+    metrics: dict[str, Any] = {}
     for split, part in (("test", data.test), ("validation", data.validation)):
-        logits[split] = predict(model, part, ranks.here()) if len(part) else torch.empty(0, data.num_classes)
+        logits[split], metrics[split] = torch.empty(0, data.num_classes), None
+        if not len(part):
+            continue
+        if task in JUDGES:
+            metrics[split] = judge(task, model, part, data, ranks.here()).metrics
+            continue
+        logits[split] = predict(model, part, ranks.here())
         labels = part.labels.cpu()
         its = labels < known
-        metrics[split] = measure(logits[split][its], labels[its], groups=data.groups) if len(part) else None
+        metrics[split] = measure(logits[split][its], labels[its], groups=data.groups)
     return Teacher(model, fingerprint, logits["test"], logits["validation"], metrics)

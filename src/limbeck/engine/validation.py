@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from limbeck.engine.judged import judge
 from limbeck.engine.metrics import accuracy_by_teacher_score, measure
 from limbeck.engine.robust_accuracy import robust_accuracy
 from limbeck.errors import UserError
+from limbeck.headlines import headline_of
+from limbeck.measures import JUDGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +27,7 @@ Split = Literal["validation", "test"]
 
 def best_by(recipe: Recipe) -> str:
     """Return the metric of the validation split that the best epoch is chosen by; the first of equals."""
-    return "robust" if recipe.task == "adversarial" else "top1"
+    return "robust" if recipe.task == "adversarial" else headline_of(recipe.task).main.key
 
 
 class Validator:
@@ -62,6 +65,9 @@ class Validator:
             return {"validation": None, "test": self.measure("test", model, attacked=False)}
         if not len(self.data.validation):
             return {"validation": None} | ({} if average is None or adversarial else {"ema_validation": None})
+        if self.recipe.task in JUDGES:
+            averaged = {} if average is None else {"ema_validation": self.measure("validation", average.model)}
+            return {"validation": self.measure("validation", model)} | averaged
         logits = self.predict("validation", model)
         lines: dict[str, Any] = {"validation": self.measure("validation", model, logits)}
         if average is not None and not adversarial:
@@ -88,6 +94,8 @@ class Validator:
             UserError: The images cannot be attacked.
         """
         source = self.data.validation if split == "validation" else self.data.test
+        if self.recipe.task in JUDGES:
+            return judge(self.recipe.task, model, source, self.data, self.place).metrics
         targets = None
         if self.teacher is not None:
             targets = self.teacher.validation_logits if split == "validation" else self.teacher.test_logits

@@ -73,3 +73,5 @@ def build_objective(
                 facts=facts,
                 guide=guide,
             )
+        case _:
+            raise ValueError(f"no objective of the task `{recipe.task}`")

@@ -1,0 +1,56 @@
+"""Which losses, data sets and networks a task takes. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from limbeck.network_names import TASK_NETWORKS, is_prefixed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from limbeck.config_terms import TermOptions
+
+TaskName = Literal[
+    "supervised", "distill", "adversarial", "semi_supervised", "consistency", "segment", "detect", "image_text"
+]
+TAUGHT = ("distill", "segment", "detect", "image_text")  # tasks with `teachers`
+CLASSIFIED = ("supervised", "distill", "adversarial", "semi_supervised", "consistency")  # one class of each image
+
+# The losses of each task; those that classify images with or without a teacher take all that TASK_ONLY does not name.
+TASK_TERMS: dict[str, tuple[str, ...]] = {
+    "semi_supervised": ("cross_entropy", "kl", "js", "ikl", "gkl"),
+    "consistency": ("cross_entropy", "kl", "js", "gkl"),
+    "segment": ("cross_entropy", "kl", "js", "ikl", "gkl"),
+    "detect": ("kl", "js", "dkd", "ikl", "gkl", "wkd_logit", "wkd_feature", "fitnet", "review_kd"),
+    "image_text": ("kl", "js", "gkl"),
+}
+# Losses that belong to some tasks only.
+TASK_ONLY: dict[str, tuple[str, ...]] = {}
+# Data sets that are not of images with one class each.
+TASK_DATA: dict[str, tuple[str, ...]] = {}
+
+
+def check_task(task: str, terms: Iterable[TermOptions], data_name: str, networks: Iterable[str]) -> None:
+    """Raise ValueError for losses, data or networks that are another task's."""
+    for term in terms:
+        known = TASK_TERMS.get(task)
+        if known is not None and term.name not in known:
+            raise ValueError(f"task `{task}` expected losses among {', '.join(known)}, got `{term.name}`")
+        if task not in TASK_ONLY.get(term.name, (task,)):
+            raise ValueError(f"the loss `{term.name}` belongs to task `{TASK_ONLY[term.name][0]}`, got task `{task}`")
+    needed = TASK_DATA.get(data_name)
+    if needed is not None and task not in needed:
+        raise ValueError(f"the data `{data_name}` belong to task `{needed[0]}`, got task `{task}`")
+    if needed is None and task not in CLASSIFIED:
+        own = [name for name, tasks in TASK_DATA.items() if task in tasks]
+        raise ValueError(f"task `{task}` expected data among {', '.join(own)}, got `{data_name}`")
+    for name in networks:
+        if name == "custom" or is_prefixed(name):
+            continue
+        own_networks = TASK_NETWORKS.get(task)
+        if own_networks is not None and name not in own_networks:
+            raise ValueError(f"task `{task}` expected a network among {', '.join(own_networks)}, got `{name}`")
+        owner = next((other for other, names in TASK_NETWORKS.items() if name in names), task)
+        if owner != task:
+            raise ValueError(f"the network `{name}` belongs to task `{owner}`, got task `{task}`")
