@@ -202,7 +202,7 @@ class Recipe(Options):
                     f"the loss `{term.name}` draws to another network, got task `supervised`; set `task: distill` and "
                     "`teachers`, or `task: adversarial`"
                 )
-            if self.task in TAUGHT and asked and not self.teachers:
+            if self.task in TAUGHT and asked and not self.teachers and self.incremental is None:
                 raise ValueError(f"the loss `{term.name}` expected at least one entry in `teachers`, got none")
             if self.task == "adversarial" and not LOGITS_AND_LABELS.issuperset(term.inputs):
                 raise ValueError(
