@@ -39,6 +39,7 @@ SETTINGS = {
     "config_augment",
     "config_compare",
     "config_data",
+    "config_data_scenes",
     "config_data_unlabelled",
     "config_incremental",
     "config_losses",
@@ -63,8 +64,10 @@ ARROWS: dict[str, set[str]] = {
     "config_losses": TERMS,
     "config_compare": {"config_losses", "config_terms"},
     "config_augment": {"config_terms"},
+    "config_data_scenes": {"config_terms"},
     "config_data_unlabelled": {"config_augment", "config_terms"},
-    "config_data": {"config_augment", "config_data_unlabelled", "config_incremental", "config_terms", "errors"},
+    "config_data": {"config_augment", "config_data_scenes", "config_data_unlabelled", "config_incremental"}
+    | {"config_terms", "errors"},
     "config_incremental": {"config", "config_terms"},  # config for its types alone
     "config_models": {"config_terms", "network_names"},
     "config_adversary": {"config_losses", "config_models", "config_terms", "errors"},

@@ -15,6 +15,7 @@ from limbeck.config_adversary import AdversaryOptions, check_terms
 from limbeck.config_augment import AugmentOptions
 from limbeck.config_compare import CompareOptions, Contender, PublishedColumn
 from limbeck.config_data import OWN_TEST, DataOptions, ShiftedTests
+from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_incremental import IncrementalOptions, PhaseOptions, check_incremental
 from limbeck.config_losses import TERMS, Term, loss_options
@@ -108,6 +109,7 @@ __all__ = [
     "ReviewKDTerm",
     "SPTerm",
     "SaveOptions",
+    "ScenesOptions",
     "ScheduleOptions",
     "ShiftedTests",
     "TTMTerm",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from limbeck.config_augment import AugmentOptions
+from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_incremental import IN_MEMORY, PhaseOptions
 from limbeck.config_terms import Options, did_you_mean
@@ -135,6 +136,7 @@ class DataOptions(Options):
         "them as they are.",
     )
     phase: PhaseOptions | None = Field(None, description="The part of a phase of `incremental`; null is all of them.")
+    scenes: ScenesOptions = ScenesOptions()
     augment: AugmentOptions = AugmentOptions()
     second_view: AugmentOptions | None = Field(
         None, description="Task adversarial: each batch has a second view of its images, augmented so; null has none."
