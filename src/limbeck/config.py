@@ -20,6 +20,7 @@ from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_incremental import IncrementalOptions, PhaseOptions, check_incremental
 from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
+from limbeck.config_semi_supervised import SemiSupervisedOptions
 from limbeck.config_tasks import TAUGHT, TaskName, check_task
 from limbeck.config_terms import (
     CrossEntropyTerm,
@@ -111,6 +112,7 @@ __all__ = [
     "SaveOptions",
     "ScenesOptions",
     "ScheduleOptions",
+    "SemiSupervisedOptions",
     "ShiftedTests",
     "TTMTerm",
     "TeacherOptions",
