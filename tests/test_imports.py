@@ -64,7 +64,7 @@ ARROWS: dict[str, set[str]] = {
     **{terms: {"config_terms"} for terms in TERMS - {"config_terms"}},
     "config_losses": TERMS,
     "config_compare": {"config_losses", "config_terms"},
-    "config_semi_supervised": {"config_losses", "config_terms"},
+    "config_semi_supervised": {"config", "config_terms"},
     "config_augment": {"config_terms"},
     "config_data_scenes": {"config_terms"},
     "config_data_unlabelled": {"config_augment", "config_terms"},

@@ -20,7 +20,7 @@ from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_incremental import IncrementalOptions, PhaseOptions, check_incremental
 from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
-from limbeck.config_semi_supervised import SemiSupervisedOptions
+from limbeck.config_semi_supervised import SemiSupervisedOptions, check_semi_supervised
 from limbeck.config_tasks import TAUGHT, TaskName, check_task
 from limbeck.config_terms import (
     CrossEntropyTerm,
@@ -160,6 +160,7 @@ class Recipe(Options):
     incremental: IncrementalOptions | None = Field(
         None, description="Task distill: classes come in phases, each with the network before it for a teacher."
     )
+    semi_supervised: SemiSupervisedOptions = SemiSupervisedOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
@@ -180,6 +181,7 @@ class Recipe(Options):
             self._refuse_adversarial_options(terms)
         self._check_inputs(terms)
         check_incremental(self, terms)
+        check_semi_supervised(self)
         networks = [self.model.name, *(teacher.model.name for teacher in self.teachers if teacher.model)]
         check_task(self.task, terms, self.data.name, networks)
         self._check_rows()

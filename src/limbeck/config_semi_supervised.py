@@ -10,9 +10,7 @@ from pydantic import Field, model_validator
 from limbeck.config_terms import Fraction, NonNegative, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from limbeck.config_losses import Term
+    from limbeck.config import Recipe
     from limbeck.config_terms import TermOptions
 
 
@@ -92,9 +90,20 @@ def draws_to_a_target(term: TermOptions) -> bool:
     return "target_logits" in term.inputs
 
 
-def check_settings(settings: Sequence[Sequence[Term]]) -> None:
-    """Raise ValueError for a list of terms that learns nothing from labels."""
-    for terms in settings:
+def check_semi_supervised(recipe: Recipe) -> None:
+    """Raise ValueError for images or losses that do not fit the task, or that only this task has."""
+    pool, task = recipe.data.unlabelled, recipe.task
+    if (pool is not None) != (task == "semi_supervised") and recipe.data.name != "custom":
+        if pool is not None:
+            raise ValueError(f"`data.unlabelled` belongs to task `semi_supervised`, got task `{task}`; set it to null")
+        raise ValueError(
+            "task `semi_supervised` expected options in `data.unlabelled`, got null; {} takes the defaults, beside a "
+            "number of `data.labels_per_class`"
+        )
+    if task != "semi_supervised":
+        return
+    rows = (setting for row in recipe.compare.contenders.values() for setting in row.settings)
+    for terms in (recipe.losses, *rows):
         if all(map(draws_to_a_target, terms)):
             raise ValueError(
                 "task `semi_supervised` expected a cross_entropy, of the labelled images, among its losses, got "

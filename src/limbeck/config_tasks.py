@@ -19,7 +19,18 @@ CLASSIFIED = ("supervised", "distill", "adversarial", "semi_supervised", "consis
 
 # The losses of each task; those that classify images with or without a teacher take all that TASK_ONLY does not name.
 TASK_TERMS: dict[str, tuple[str, ...]] = {
-    "semi_supervised": ("cross_entropy", "kl", "js", "ikl", "gkl"),
+    "semi_supervised": (
+        "cross_entropy",
+        "pseudo_label",
+        "probability_mse",
+        "kl",
+        "reverse_kl",
+        "js",
+        "dkl",
+        "ikl",
+        "gkl",
+        "logit_mse",
+    ),
     "consistency": ("cross_entropy", "kl", "js", "gkl"),
     "segment": ("cross_entropy", "kl", "js", "ikl", "gkl"),
     "detect": ("kl", "js", "dkd", "ikl", "gkl", "wkd_logit", "wkd_feature", "fitnet", "review_kd"),

@@ -85,7 +85,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.objective, recipe.optimizer)
         self.average = self._build_average()
         self.validator = Validator(recipe, data, teachers, self.predict, self.ranks)
-        self.means = RunningMeans(tuple(self.objective.terms))
+        self.means = RunningMeans(self.objective.logged)
         self.epoch, self.step_in_epoch, self.step = 1, 0, 0
         self.best: dict[str, Any] | None = None
         self.optimistic: dict[str, Any] | None = None  # the best on test, which nothing may be chosen by
@@ -102,9 +102,9 @@ class Trainer:
 
     @property
     def candidate(self) -> nn.Module:
-        """The weights that validation looks at: in adversarial training the averaged ones, if there are some."""
+        """The network that validation looks at: in adversarial training the averaged one, if there is one."""
         averaged = self.recipe.task == "adversarial" and self.average is not None
-        return self.average.model if averaged and self.average else self.model
+        return self.average.model if averaged and self.average else self.objective.reported
 
     @property
     def steps(self) -> int:
@@ -252,7 +252,8 @@ class Trainer:
             self.average.update(self.epoch)
         means = self.means.take("epoch")
         self._check_weights()
-        for network in (self.model, *([self.average.model] if self.average is not None else [])):
+        averaged = [self.average.model] if self.average is not None else []
+        for network in dict.fromkeys((self.model, self.candidate, *averaged)):
             self.ranks.share_buffers(network)
         headline = headline_of(self.recipe.task)
         line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
@@ -282,7 +283,7 @@ class Trainer:
             "epoch": self.epoch,
             "learning_rate": self._learning_rate(),
             "loss": means["loss"],
-            "parts": {name: means[name] for name in self.objective.terms},
+            "parts": {name: means[name] for name in self.objective.logged},
             "weights": self.objective.weights,
         }
         self.log.write(line, self._timing())

@@ -61,7 +61,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
 
 def _networks(trainer: Trainer) -> dict[str, tuple[nn.Module, int]]:
     """Return name -> network and epoch of all weights that the run has, the last ones first."""
-    networks: dict[str, tuple[nn.Module, int]] = {"last": (trainer.model, trainer.epochs)}
+    networks: dict[str, tuple[nn.Module, int]] = {"last": (trainer.objective.reported, trainer.epochs)}
     if trainer.best is not None:
         best = copy.deepcopy(trainer.model)
         best.load_state_dict(trainer.best["weights"])

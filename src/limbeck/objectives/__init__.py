@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limbeck.config import UnlabelledOptions
 from limbeck.objectives.adversarial import Adversarial
 from limbeck.objectives.build import Facts
 from limbeck.objectives.distill import Distillation
 from limbeck.objectives.incremental import Incremental
+from limbeck.objectives.semi_supervised import SemiSupervised
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ __all__ = [
     "Facts",
     "Incremental",
     "Outcome",
+    "SemiSupervised",
     "Supervised",
     "build_objective",
 ]
@@ -72,6 +75,17 @@ def build_objective(
                 epochs=train.epochs,
                 facts=facts,
                 guide=guide,
+            )
+        case "semi_supervised":
+            unlabelled = recipe.data.unlabelled or UnlabelledOptions()
+            return SemiSupervised(
+                student,
+                recipe.losses,
+                recipe.semi_supervised,
+                ratio=unlabelled.ratio,
+                epochs=train.epochs,
+                facts=facts,
+                compiled=train.compile,
             )
         case _:
             raise ValueError(f"no objective of the task `{recipe.task}`")

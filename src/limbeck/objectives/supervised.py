@@ -95,6 +95,16 @@ class Supervised(nn.Module):
             undo.pop_all()
         self.set_epoch(1)
 
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """Names of the parts of an outcome, in order."""
+        return tuple(self.terms)
+
+    @property
+    def reported(self) -> nn.Module:
+        """The network that the run is known for."""
+        return self.student
+
     def set_epoch(self, epoch: int) -> None:
         """Set the weights of the terms for an epoch, counted from 1, and tell the losses."""
         self.weights = {name: term_weight(term, epoch, self.epochs) for name, term in self.terms.items()}
