@@ -23,16 +23,23 @@ class OptimizerOptions(Options):
     decay_norms_and_biases: bool = Field(
         True, description="Whether weight decay reaches norms and biases; without it, LAMB gives them AdamW's step."
     )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Factor of the learning rate from a block to the one before it: the head has the whole, the last "
+        "block this, the stem the least (2003.10555). Of transformers by their blocks, here by stages; 1 is off.",
+    )
     clip_norm: Positive | None = Field(None, description="Clip the gradient's global norm to this.")
 
 
 class ScheduleOptions(Options):
     """Learning rate over the run, as a factor of the peak; stepped every batch but for multistep."""
 
-    name: Literal["constant", "multistep", "cosine", "onecycle"] = Field("cosine", description="Shape.")
+    name: Literal["constant", "multistep", "cosine", "onecycle", "fixmatch"] = Field(
+        "cosine", description="Shape; fixmatch is cos(7/16 pi t), which ends at 0.195 of the peak."
+    )
     milestones: tuple[Positive, ...] = Field((), description="Epochs after which multistep decays.")
     decay_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="Factor of multistep's decay.")
-    warmup_epochs: NonNegative = Field(0.0, description="Linear warm-up (constant, multistep, cosine).")
+    warmup_epochs: NonNegative = Field(0.0, description="Linear warm-up (not of onecycle).")
     warmup_fraction: Fraction = Field(0.3, description="Share of the run in which onecycle rises.")
     final_factor: Fraction = Field(0.0, description="Where cosine and onecycle end, as a factor of the peak.")
 

@@ -82,7 +82,7 @@ class Trainer:
         )
         set_batch_norm(self.objective.losses, recipe.train)  # of projectors
         self.call = across_ranks(self.objective, self.ranks)
-        self.optimizer = build_optimizer(self.objective, recipe.optimizer)
+        self.optimizer = build_optimizer(self.objective, recipe.optimizer, model)
         self.average = self._build_average()
         self.validator = Validator(recipe, data, teachers, self.predict, self.ranks)
         self.means = RunningMeans(self.objective.logged)
@@ -151,7 +151,7 @@ class Trainer:
         self.step += 1
         self.step_in_epoch += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate() * group.get("factor", 1.0)
         train = self.recipe.train
         pieces = micro_batches(batch, train.accumulate, train.batch_size, self.ranks.world)
         parts = self.objective.prepare_step([self._prepared(piece) for piece in pieces])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.lamb import LAMB
+from limbeck.engine.layer_decay import factors
 
 if TYPE_CHECKING:
     from limbeck.config import OptimizerOptions
@@ -16,12 +17,23 @@ if TYPE_CHECKING:
 FUSED_DEVICES = ("cpu", "cuda")  # one kernel for all parameters; on a small network half the time of the loop
 
 
-def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, options: OptimizerOptions, student: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer of all parameters of a module that is already on its device.
 
-    With `decay_norms_and_biases` off, weight decay reaches parameters of two and more dimensions only.
+    With `decay_norms_and_biases` off, weight decay reaches parameters of two and more dimensions only. With
+    `layer_decay`, a group's learning rate is the run's times its `factor`.
+
+    Args:
+        model: All that trains.
+        options: Of the optimizer.
+        student: The network in it that layers count in; `model` itself by default.
+
+    Raises:
+        UserError: Learning rates are to fall by layers, and the network has none that can be told.
     """
-    groups = _parameter_groups(model, options)
+    groups = _parameter_groups(model, options, student or model)
     fused = next(model.parameters()).device.type in FUSED_DEVICES
     match options.name:
         case "sgd":
@@ -39,8 +51,19 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.
             return LAMB(groups, lr=options.learning_rate, betas=(options.momentum, options.beta2))
 
 
-def _parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _parameter_groups(model: nn.Module, options: OptimizerOptions, student: nn.Module) -> list[dict[str, Any]]:
+    """Return groups by learning rate and weight decay; what is not the student's has the whole learning rate."""
+    parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if options.layer_decay == 1:
+        return _groups_by_decay(parameters, options)
+    factor = factors(student, options.layer_decay)
+    of: dict[float, list[Tensor]] = {}
+    for parameter in parameters:
+        of.setdefault(factor.get(id(parameter), 1.0), []).append(parameter)
+    return [{**group, "factor": value} for value in sorted(of) for group in _groups_by_decay(of[value], options)]
+
+
+def _groups_by_decay(parameters: list[Tensor], options: OptimizerOptions) -> list[dict[str, Any]]:
     if options.decay_norms_and_biases:
         return [{"params": parameters, "weight_decay": options.weight_decay}]
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]

@@ -46,6 +46,9 @@ def learning_rate_factor(options: ScheduleOptions, step: int, *, steps_per_epoch
         case "cosine":
             start = max(warmup, 1.0)
             return rise * _cosine(1.0, options.final_factor, (step - start) / max(total - start, 1))
+        case "fixmatch":  # arXiv 2001.07685, section 2.4
+            start = max(warmup, 1.0)
+            return rise * math.cos(7 / 16 * math.pi * max((step - start) / max(total - start, 1), 0.0))
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
