@@ -42,7 +42,7 @@ from limbeck.config_terms import (
     TermOptions,
     did_you_mean,
 )
-from limbeck.config_terms_consistency import ProbabilityMSETerm, PseudoLabelTerm
+from limbeck.config_terms_consistency import MultiJSTerm, ProbabilityMSETerm, PseudoLabelTerm
 from limbeck.config_terms_detection import BoxRegressionTerm, DetectionTerm, FGFITerm
 from limbeck.config_terms_logit import AKLTerm, CTKDTerm, DISTTerm, DKDTerm, MLKDTerm, NKDTerm, OFATerm, TTMTerm
 from limbeck.config_terms_maps import ATTerm, CATTerm, FitNetTerm, ICKDTerm, NSTTerm, OFDTerm, ReviewKDTerm, VIDTerm
@@ -91,6 +91,7 @@ __all__ = [
     "MARTTerm",
     "MLKDTerm",
     "ModelOptions",
+    "MultiJSTerm",
     "NKDTerm",
     "NSTTerm",
     "NonNegative",

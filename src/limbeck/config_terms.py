@@ -62,6 +62,7 @@ class Options(BaseModel):
 Input = (
     Literal["logits", "target_logits", "labels", "features", "target_features", "indices", "head", "target_head"]
     | Literal["anchors", "regions", "offsets", "target_offsets", "proposals", "near_objects"]
+    | Literal["view_logits"]  # of several views of each image
 )
 
 

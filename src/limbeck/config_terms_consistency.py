@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from limbeck.config_terms import LogitTerm, Positive, TermOptions
+from limbeck.config_terms import Input, LogitTerm, Positive, TermOptions
 
 
 class PseudoLabelTerm(LogitTerm):
@@ -29,7 +29,19 @@ class ProbabilityMSETerm(LogitTerm):
     name: Literal["probability_mse"] = "probability_mse"
 
 
+class MultiJSTerm(TermOptions):
+    """Jensen-Shannon divergence of all views of an image, the clean one among them (task consistency)."""
+
+    formula: ClassVar[str] = "1/V Σ_v KL(p_v ‖ m),  m = 1/V Σ_v p_v"
+    paper: ClassVar[str] = "AugMix, arXiv 1912.02781"
+    cost: ClassVar[str] = "V·N·C"
+    inputs: ClassVar[tuple[Input, ...]] = ("view_logits",)
+    name: Literal["multi_js"] = "multi_js"
+    temperature: Positive = Field(1.0, description="Divides the logits of all views.")
+
+
 CONSISTENCY_TERMS: dict[str, type[TermOptions]] = {
     "pseudo_label": PseudoLabelTerm,
     "probability_mse": ProbabilityMSETerm,
+    "multi_js": MultiJSTerm,
 }

@@ -29,6 +29,7 @@ NAMES = {
     "logit_mse": "logit MSE",
     "pseudo_label": "pseudo-label",
     "probability_mse": "probability MSE",
+    "multi_js": "JS of views",
     "fitnet": "FitNet",
     "review_kd": "ReviewKD",
     "wkd_logit": "WKD-L",

@@ -50,6 +50,7 @@ from limbeck.functional.kl import (
 )
 from limbeck.functional.logit import logit_mse
 from limbeck.functional.mart import mart_loss
+from limbeck.functional.multi_js import multi_js_divergence
 from limbeck.functional.multilevel import batch_correlation_loss, class_correlation_loss, mlkd_loss
 from limbeck.functional.normalized import nkd_loss
 from limbeck.functional.one_for_all import ofa_loss
@@ -113,6 +114,7 @@ __all__ = [
     "mart_loss",
     "mlkd_loss",
     "moment_distance",
+    "multi_js_divergence",
     "neighbour_congruence",
     "neuron_selectivity",
     "nkd_loss",

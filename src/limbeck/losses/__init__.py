@@ -23,6 +23,7 @@ from limbeck.losses.inter_channel import ICKDLoss
 from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
 from limbeck.losses.logit import LogitMSELoss
 from limbeck.losses.mart import MARTLoss
+from limbeck.losses.multi_js import MultiJSLoss
 from limbeck.losses.multilevel import MLKDLoss
 from limbeck.losses.normalized import NKDLoss
 from limbeck.losses.notation import Translation, translate
@@ -71,6 +72,7 @@ __all__ = [
     "LogitMSELoss",
     "MARTLoss",
     "MLKDLoss",
+    "MultiJSLoss",
     "NKDLoss",
     "NSTLoss",
     "OFALoss",

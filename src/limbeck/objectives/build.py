@@ -36,6 +36,7 @@ LOSSES: Mapping[str, type[DivergenceLoss]] = {
     "logit_mse": losses.LogitMSELoss,
     "pseudo_label": losses.PseudoLabelLoss,
     "probability_mse": losses.ProbabilityMSELoss,
+    "multi_js": losses.MultiJSLoss,
     "dkd": losses.DKDLoss,
     "nkd": losses.NKDLoss,
     "ttm": losses.TTMLoss,
