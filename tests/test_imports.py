@@ -38,6 +38,7 @@ SETTINGS = {
     "config_adversary",
     "config_augment",
     "config_compare",
+    "config_consistency",
     "config_data",
     "config_data_scenes",
     "config_data_unlabelled",
@@ -68,8 +69,16 @@ ARROWS: dict[str, set[str]] = {
     "config_augment": {"config_terms"},
     "config_data_scenes": {"config_terms"},
     "config_data_unlabelled": {"config_augment", "config_terms"},
-    "config_data": {"config_augment", "config_data_scenes", "config_data_unlabelled", "config_incremental"}
-    | {"config_terms", "errors"},
+    "config_data": {
+        "config_augment",
+        "config_consistency",
+        "config_data_scenes",
+        "config_data_unlabelled",
+        "config_incremental",
+        "config_terms",
+        "errors",
+    },
+    "config_consistency": {"config", "config_terms"},  # config for its types alone
     "config_incremental": {"config", "config_terms"},  # config for its types alone
     "config_models": {"config_terms", "network_names"},
     "config_adversary": {"config_losses", "config_models", "config_terms", "errors"},
@@ -126,6 +135,7 @@ QUICK = (
         "config_adversary",
         "config_augment",
         "config_compare",
+        "config_consistency",
         "config_data",
         "config_data_unlabelled",
         "config_incremental",

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from limbeck.config_adversary import AdversaryOptions, check_terms
 from limbeck.config_augment import AugmentOptions
 from limbeck.config_compare import CompareOptions, Contender, PublishedColumn
+from limbeck.config_consistency import AugMixOptions, ConsistencyOptions, check_consistency
 from limbeck.config_data import OWN_TEST, DataOptions, ShiftedTests
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
@@ -59,6 +60,7 @@ __all__ = [
     "AKLTerm",
     "ATTerm",
     "AdversaryOptions",
+    "AugMixOptions",
     "AugmentOptions",
     "BoxRegressionTerm",
     "CATTerm",
@@ -66,6 +68,7 @@ __all__ = [
     "CRDTerm",
     "CTKDTerm",
     "CompareOptions",
+    "ConsistencyOptions",
     "Contender",
     "CrossEntropyTerm",
     "DISTTerm",
@@ -158,6 +161,7 @@ class Recipe(Options):
     teachers: tuple[TeacherOptions, ...] = Field((), description="One or several; a divergence is averaged over them.")
     losses: tuple[Term, ...] = Field((CrossEntropyTerm(),), min_length=1, description="Terms of the objective.")
     adversary: AdversaryOptions = AdversaryOptions()
+    consistency: ConsistencyOptions = ConsistencyOptions()
     incremental: IncrementalOptions | None = Field(
         None, description="Task distill: classes come in phases, each with the network before it for a teacher."
     )
@@ -183,6 +187,7 @@ class Recipe(Options):
         self._check_inputs(terms)
         check_incremental(self, terms)
         check_semi_supervised(self)
+        check_consistency(self)
         networks = [self.model.name, *(teacher.model.name for teacher in self.teachers if teacher.model)]
         check_task(self.task, terms, self.data.name, networks)
         self._check_rows()

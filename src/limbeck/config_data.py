@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from limbeck.config_augment import AugmentOptions
+from limbeck.config_consistency import AugMixOptions
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_incremental import IN_MEMORY, PhaseOptions
@@ -137,6 +138,12 @@ class DataOptions(Options):
     )
     phase: PhaseOptions | None = Field(None, description="The part of a phase of `incremental`; null is all of them.")
     scenes: ScenesOptions = ScenesOptions()
+    augmix: AugMixOptions | None = Field(None, description="Task consistency: views of each image; null has none.")
+    corrupted_tests: str | None = Field(
+        None,
+        description="Also measured: `generated` corrupts the test images in 12 ways and 5 strengths; else a folder of "
+        "arrays such as CIFAR-10-C, from the data folder; null has none.",
+    )
     augment: AugmentOptions = AugmentOptions()
     second_view: AugmentOptions | None = Field(
         None, description="Task adversarial: each batch has a second view of its images, augmented so; null has none."
@@ -189,6 +196,12 @@ class DataOptions(Options):
             )
         if (self.class_order or self.phase) and self.name not in IN_MEMORY:
             raise ValueError(f"`class_order` and `phase` expected one of {', '.join(IN_MEMORY)}, got `{self.name}`")
+        if (self.augmix or self.corrupted_tests) and self.name not in IN_MEMORY:
+            raise ValueError(
+                f"`augmix` and `corrupted_tests` expected one of {', '.join(IN_MEMORY)}, got `{self.name}`"
+            )
+        if self.augmix and (self.generated or self.unlabelled or self.augment.cutout or self.repeats > 1):
+            raise ValueError("`augmix` expected no `generated`, no `unlabelled`, and neither `cutout` nor `repeats`")
         if self.shifted_tests.folders and not self.stored:
             raise ValueError(f"`shifted_tests` belong to images in files, got `{self.name}`")
         if self.generated is not None and (self.stored or self.repeats > 1):

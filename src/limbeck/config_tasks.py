@@ -31,13 +31,15 @@ TASK_TERMS: dict[str, tuple[str, ...]] = {
         "gkl",
         "logit_mse",
     ),
-    "consistency": ("cross_entropy", "kl", "js", "gkl"),
+    "consistency": (
+        *("cross_entropy", "multi_js", "kl", "reverse_kl", "js", "dkl", "ikl", "gkl", "logit_mse", "probability_mse"),
+    ),
     "segment": ("cross_entropy", "kl", "js", "ikl", "gkl"),
     "detect": ("kl", "js", "dkd", "ikl", "gkl", "wkd_logit", "wkd_feature", "fitnet", "review_kd"),
     "image_text": ("kl", "js", "gkl"),
 }
 # Losses that belong to some tasks only.
-TASK_ONLY: dict[str, tuple[str, ...]] = {}
+TASK_ONLY: dict[str, tuple[str, ...]] = {"multi_js": ("consistency",)}
 # Data sets that are not of images with one class each.
 TASK_DATA: dict[str, tuple[str, ...]] = {}
 

@@ -11,6 +11,8 @@ import torch
 
 from limbeck.data import cifar, digits, mnist5k
 from limbeck.data.augment import augment
+from limbeck.data.augmix import AugMixed
+from limbeck.data.corrupted import Corrupted, MadeHere, open_corrupted
 from limbeck.data.generated import MixedSource, open_generated
 from limbeck.data.groups import class_groups
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
@@ -112,7 +114,7 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
         train = _with_generated(train, Path(options.generated), options.generated_fraction, classes)
         counts = counts + train.generated.class_counts
         digest = _joined(digest, train.generated.fingerprint)
-    seen: Source | PartlyLabelled[Source] = train
+    seen: Source | PartlyLabelled[Source] | AugMixed = AugMixed(train, options.augmix) if options.augmix else train
     if options.unlabelled is not None:
         pool = _as_asked(_parts(with_all_labels(options))[0], options)
         seen = partly_labelled(train, pool, options.unlabelled)
@@ -128,7 +130,19 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
         fingerprint=digest,
         device=torch.device("cpu"),
         groups=class_groups(counts, options.groups),
+        corrupted=_corrupted(options, test),
     )
+
+
+def _corrupted(options: DataOptions, test: Source) -> Corrupted | None:
+    """Return the test images under corruptions, if the options ask for them."""
+    match options.corrupted_tests:
+        case None:
+            return None
+        case "generated":
+            return MadeHere(test)
+        case folder:
+            return open_corrupted(data_folder(options.folder) / folder, test)
 
 
 def _stored(options: DataOptions, told: Callable[[str], None]) -> DataBundle:

@@ -53,6 +53,17 @@ def augment(
         >>> views[:, 0, 0].tolist()
         [[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [0.0, 0.5, 1.0], [0.0, 0.5, 1.0]]
     """
+    views = standardise(augment_levels(images, options, pixels=pixels, seed=seed, epoch=epoch, indices=indices), pixels)
+    if options.cutout:
+        there = indices.to(images.device, non_blocking=True)
+        views = _cutout(views, options.cutout, indices=there, seed=seed, epoch=epoch)
+    return enlarge(views, pixels)
+
+
+def augment_levels(
+    images: Tensor, options: AugmentOptions, *, pixels: Pixels, seed: int, epoch: int, indices: Tensor
+) -> Tensor:
+    """Return what `augment` makes of images before they are normalised, uint8 `(N, C, H, W)`; see there."""
     time = {"seed": seed, "epoch": epoch}
     there = indices.to(images.device, non_blocking=True)  # the other draws are made on the CPU
     if options.resized_crop:
@@ -73,10 +84,7 @@ def augment(
             indices=indices,
             **time,
         )
-    views = standardise(images, pixels)
-    if options.cutout:
-        views = _cutout(views, options.cutout, indices=there, **time)
-    return enlarge(views, pixels)
+    return images
 
 
 def _check_levels(pixels: Pixels) -> None:

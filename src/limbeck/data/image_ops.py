@@ -11,7 +11,7 @@ from limbeck.data import image_geometry as geometry
 from limbeck.data import image_tones as tones
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 class Operation(NamedTuple):
@@ -72,7 +72,13 @@ def codes_of(names: list[str]) -> Tensor:
     return torch.tensor([_CODES[name] for name in names])
 
 
-def apply_operations(images: Tensor, codes: Tensor, strengths: Tensor, negative: Tensor) -> Tensor:
+def apply_operations(
+    images: Tensor,
+    codes: Tensor,
+    strengths: Tensor,
+    negative: Tensor,
+    operations: Mapping[str, Operation] = OPERATIONS,
+) -> Tensor:
     """Apply to each image an operation of its own.
 
     The images are sorted by operation, and each operation is applied once, to all its images together. Draws are on
@@ -80,10 +86,11 @@ def apply_operations(images: Tensor, codes: Tensor, strengths: Tensor, negative:
 
     Args:
         images: uint8 `(N, C, H, W)`, on any device.
-        codes: Operation of each image: its place in `OPERATIONS`, or `IDENTITY`. int64 `(N,)`, on the CPU.
+        codes: Operation of each image: its place in `operations`, or their number for none. int64 `(N,)`, on the CPU.
         strengths: In [0, 1], float64 `(N,)`, on the CPU.
         negative: Whether the magnitude of a signed operation is on the other side of its neutral one, bool `(N,)`, on
             the CPU.
+        operations: The operations by name.
 
     Returns:
         uint8 `(N, C, H, W)`. The input is never written to.
@@ -101,14 +108,14 @@ def apply_operations(images: Tensor, codes: Tensor, strengths: Tensor, negative:
     if images.dtype != torch.uint8:
         raise TypeError(f"`images` expected uint8, got {images.dtype}")
     order = codes.argsort(stable=True)
-    counts = codes.bincount(minlength=IDENTITY + 1).tolist()
+    counts = codes.bincount(minlength=len(operations) + 1).tolist()
     strengths = torch.where(negative, -strengths, strengths)[order].to(images.device, non_blocking=True)
     order = order.to(images.device, non_blocking=True)
     *groups, untouched = torch.split(images[order], counts)
     *strengths_of_groups, _ = torch.split(strengths, counts)
     changed = [
         operation.function(group, _magnitudes(operation, group_strengths))
-        for operation, group, group_strengths in zip(OPERATIONS.values(), groups, strengths_of_groups, strict=True)
+        for operation, group, group_strengths in zip(operations.values(), groups, strengths_of_groups, strict=True)
         if len(group)
     ]
     return torch.empty_like(images).index_copy_(0, order, torch.cat([*changed, untouched]))

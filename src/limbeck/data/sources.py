@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from limbeck.config import AugmentOptions
+    from limbeck.data.corrupted import Corrupted
     from limbeck.data.loader import Epochs, Portion
     from limbeck.data.shards import ShardSource
     from limbeck.data.shifted import ShiftedTest
@@ -181,6 +182,7 @@ class DataBundle:
         device: Where the tensors lie.
         groups: Classes by how many training samples they have, see `class_groups`; empty without `data.groups`.
         shifted: Further test images, of another distribution, by name.
+        corrupted: The test images under corruptions; None without `data.corrupted_tests`.
     """
 
     name: str
@@ -194,6 +196,7 @@ class DataBundle:
     device: torch.device
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     shifted: Mapping[str, ShiftedTest] = field(default_factory=dict)
+    corrupted: Corrupted | None = None
 
 
 def fingerprint(*sources: Source) -> str:

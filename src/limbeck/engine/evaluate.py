@@ -13,6 +13,7 @@ import torch
 from limbeck.adversary.robustness import robustbench
 from limbeck.config_files import load_recipe
 from limbeck.engine import ranks, run_folder
+from limbeck.engine.corrupted import with_corrupted
 from limbeck.engine.fit import open_device
 from limbeck.engine.judged import judge
 from limbeck.engine.lock import locked
@@ -123,7 +124,8 @@ def evaluate(run: Path, *, which: Which | None = None, shifted: ShiftedTests | N
             metrics[split] = measure(logits, source.labels, targets, opened.data.groups)
             if opened.results["teachers"] and targets is None:
                 metrics[split]["agreement"] = None
-    return metrics | measure_shifted(opened.model, opened.data, ranks.here())
+    metrics |= measure_shifted(opened.model, opened.data, ranks.here())
+    return with_corrupted(metrics, opened.model, opened.data, ranks.here())
 
 
 def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
         name: measure(predict(model, part, place), part.labels, groups=data.groups) if len(part) else None
         for name, part in parts.items()
     }
-    return metrics | measure_shifted(model, data, place)
+    return with_corrupted(metrics | measure_shifted(model, data, place), model, data, place)
 
 
 # --- under attack -----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from limbeck.engine import run_folder
+from limbeck.engine.corrupted import example_images, with_corrupted
 from limbeck.engine.judged import judge
 from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.robustness import evaluate_robustness
@@ -46,6 +47,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         results[name] = _evaluation(trainer, model, epoch, logits[name])
     results |= {"optimistic": trainer.optimistic, "teachers": [teacher.metrics for teacher in trainer.teachers]}
     reported, _ = networks[which]
+    results[which] = with_corrupted(results[which], reported, trainer.data, trainer.ranks)
     if trainer.recipe.task == "adversarial":
         results |= {"adversary": trainer.recipe.adversary.model_dump(mode="json"), "reported": which}
         attack_reported(trainer, reported, which)
@@ -167,6 +169,7 @@ def _predictions(trainer: Trainer, model: nn.Module, test_logits: Tensor) -> dic
     }
     if isinstance(model, Network) and len(data.test):
         arrays["test_features"] = _features(model, data.test)
+    arrays |= example_images(data, trainer.recipe)
     prior = trainer.objective.class_prior()
     if prior is not None:
         arrays["prior"] = prior

@@ -45,7 +45,9 @@ BEFORE_CONFIG = frozenset({LOCK, f".{CONFIG}{TEMPORARY}"})  # what a run leaves 
 FREE_KEYS: dict[str, frozenset[str]] = {
     "adversary": frozenset({"attacks"}),  # made on the finished weights
     # The checkpoint keeps the fingerprint of the data themselves; the last two decide nothing that is learned.
-    "data": frozenset({"folder", "generated", "train_list", "test_list", "shards", "workers", "shifted_tests"}),
+    "data": frozenset(
+        {"folder", "generated", "train_list", "test_list", "shards", "workers", "shifted_tests", "corrupted_tests"}
+    ),
     "save": frozenset({"every_steps", "every_seconds", "every_epochs", "tensorboard"}),
     "train": frozenset({"device", "threads"}),
 }

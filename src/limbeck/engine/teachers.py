@@ -162,7 +162,10 @@ def _to_device(data: DataBundle, device: torch.device) -> DataBundle:
     parts = (data.train, data.validation, data.test)
     train, validation, test = (cast("Source | StoredSource", part).to(device) for part in parts)
     shifted = {name: test._replace(samples=test.samples.to(device)) for name, test in data.shifted.items()}
-    return replace(data, train=train, validation=validation, test=test, device=device, shifted=shifted)
+    corrupted = data.corrupted.to(device) if data.corrupted else None
+    return replace(
+        data, train=train, validation=validation, test=test, device=device, shifted=shifted, corrupted=corrupted
+    )
 
 
 def _identity(source: TeacherSource) -> Hashable:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from limbeck.config import UnlabelledOptions
 from limbeck.objectives.adversarial import Adversarial
 from limbeck.objectives.build import Facts
+from limbeck.objectives.consistency import Consistency
 from limbeck.objectives.distill import Distillation
 from limbeck.objectives.incremental import Incremental
 from limbeck.objectives.semi_supervised import SemiSupervised
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adversarial",
     "Batch",
+    "Consistency",
     "Distillation",
     "Facts",
     "Incremental",
@@ -67,6 +69,9 @@ def build_objective(
                 precision=train.teacher_precision,
                 compiled=train.compile,
             )
+        case "consistency":
+            options, epochs = recipe.consistency, train.epochs
+            return Consistency(student, recipe.losses, options, epochs=epochs, facts=facts, compiled=train.compile)
         case "adversarial":
             return Adversarial(
                 student,
