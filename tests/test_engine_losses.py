@@ -12,6 +12,7 @@ from torch import nn
 import limbeck
 from limbeck.config import TERMS, CRDTerm, CrossEntropyTerm, RKDTerm, SPTerm, USKDTerm
 from limbeck.config_files import dump
+from limbeck.config_tasks import TASK_ONLY
 from limbeck.engine.build_interrelations import build_interrelations
 from limbeck.engine.fit import fit
 from limbeck.engine.loop import Trainer
@@ -22,7 +23,8 @@ from limbeck.interrelation_files import KINDS, InterrelationRequest
 
 CONVNET = {"name": "convnet", "width": 4, "depth": 3}
 FEW = {"crd": {"negatives": 16, "dim": 8}, "mlkd": {"temperatures": [2.0, 4.0]}}
-LOSSES = sorted(TERMS.keys() - {"cross_entropy", "mart"})
+OTHER_TASKS = {name for name, tasks in TASK_ONLY.items() if "distill" not in tasks}
+LOSSES = sorted(TERMS.keys() - {"cross_entropy", "mart"} - OTHER_TASKS)
 STOP = 5  # of 14 steps
 
 

@@ -42,7 +42,7 @@ def test_a_main_measure_is_of_one_task_or_of_tasks_that_share_it():
 @pytest.mark.parametrize(
     ("task", "given", "match"),
     [
-        ("semi_supervised", {"losses": [{"name": "rkd"}]}, "`semi_supervised` expected losses among .*, got `rkd`"),
+        ("consistency", {"losses": [{"name": "rkd"}]}, "task `consistency` expected losses among .*, got `rkd`"),
         ("segment", {}, "task `segment` expected data among .*, got `digits`"),
         ("consistency", {"teachers": [{"run": "runs/a"}]}, "task `consistency` has no teachers"),
     ],

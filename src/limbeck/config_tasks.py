@@ -39,7 +39,12 @@ TASK_TERMS: dict[str, tuple[str, ...]] = {
     "image_text": ("kl", "js", "gkl"),
 }
 # Losses that belong to some tasks only.
-TASK_ONLY: dict[str, tuple[str, ...]] = {"multi_js": ("consistency",)}
+TASK_ONLY: dict[str, tuple[str, ...]] = {
+    "multi_js": ("consistency",),
+    "detection": ("detect",),
+    "fgfi": ("detect",),
+    "box_regression": ("detect",),
+}
 # Data sets that are not of images with one class each.
 TASK_DATA: dict[str, tuple[str, ...]] = {}
 

@@ -16,6 +16,8 @@ from rich.text import Text
 from limbeck.config import TERMS, TermOptions, did_you_mean
 from limbeck.config_files import dump, find_recipe, load_recipe, read_header, recipe_names
 from limbeck.config_terms import DIVERGENCE_TERMS
+from limbeck.config_terms_consistency import CONSISTENCY_TERMS
+from limbeck.config_terms_detection import DETECTION_TERMS
 from limbeck.config_terms_logit import LOGIT_TERMS
 from limbeck.config_terms_maps import MAPS_TERMS
 from limbeck.config_terms_moments import MOMENTS_TERMS
@@ -34,11 +36,13 @@ if TYPE_CHECKING:
 FAMILIES: dict[str, dict[str, type[TermOptions]]] = {
     "The labels": {"cross_entropy": TERMS["cross_entropy"]},
     "Divergences between logits": {name: term for name, term in DIVERGENCE_TERMS.items() if name != "cross_entropy"},
+    "Two views of images, with or without labels": CONSISTENCY_TERMS,
     "Other methods between logits": LOGIT_TERMS,
     "Transport between classes, and between distributions of features": {**TRANSPORT_TERMS, **MOMENTS_TERMS},
     "Feature maps": MAPS_TERMS,
     "Relations between samples": RELATIONS_TERMS,
     "The student itself": SELF_TERMS,
+    "Detectors": DETECTION_TERMS,
 }
 
 

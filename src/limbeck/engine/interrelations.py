@@ -108,7 +108,9 @@ def _similarities(
     if request.kind == "classifier":
         weight = find_classifier(model, num_classes).weight.detach().cpu()
         return similarities.classifier_cosine(weight, negative=request.negative), ()
-    if source is None or isinstance(source, Streaming):
+    if source is None:
+        raise UserError(f"interrelations of the kind {request.kind} expected training images, got none")
+    if isinstance(source, Streaming):
         raise UserError(
             f"interrelations of the kind {request.kind} expected training images of one class each, got none"
         )
