@@ -184,12 +184,12 @@ class Recipe(Options):
             self._check_adversarial()
         else:
             self._refuse_adversarial_options(terms)
+        networks = [self.model.name, *(teacher.model.name for teacher in self.teachers if teacher.model)]
+        check_task(self.task, terms, self.data.name, networks)
         self._check_inputs(terms)
         check_incremental(self, terms)
         check_semi_supervised(self)
         check_consistency(self)
-        networks = [self.model.name, *(teacher.model.name for teacher in self.teachers if teacher.model)]
-        check_task(self.task, terms, self.data.name, networks)
         self._check_rows()
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
