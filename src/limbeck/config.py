@@ -16,8 +16,10 @@ from limbeck.config_augment import AugmentOptions
 from limbeck.config_compare import CompareOptions, Contender, PublishedColumn
 from limbeck.config_consistency import AugMixOptions, ConsistencyOptions, check_consistency
 from limbeck.config_data import OWN_TEST, DataOptions, ShiftedTests
+from limbeck.config_data_captions import CaptionOptions
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
+from limbeck.config_image_text import ImageTextOptions, check_image_text_terms
 from limbeck.config_incremental import IncrementalOptions, PhaseOptions, check_incremental
 from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
@@ -67,6 +69,7 @@ __all__ = [
     "CCTerm",
     "CRDTerm",
     "CTKDTerm",
+    "CaptionOptions",
     "CompareOptions",
     "ConsistencyOptions",
     "Contender",
@@ -85,6 +88,7 @@ __all__ = [
     "GKLTerm",
     "ICKDTerm",
     "IKLTerm",
+    "ImageTextOptions",
     "IncrementalOptions",
     "Input",
     "JSTerm",
@@ -166,6 +170,7 @@ class Recipe(Options):
         None, description="Task distill: classes come in phases, each with the network before it for a teacher."
     )
     semi_supervised: SemiSupervisedOptions = SemiSupervisedOptions()
+    image_text: ImageTextOptions = ImageTextOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
@@ -190,6 +195,8 @@ class Recipe(Options):
         check_incremental(self, terms)
         check_semi_supervised(self)
         check_consistency(self)
+        if self.task == "image_text":
+            check_image_text_terms(terms)
         self._check_rows()
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from limbeck.config_augment import AugmentOptions
 from limbeck.config_consistency import AugMixOptions
+from limbeck.config_data_captions import CaptionOptions
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_incremental import IN_MEMORY, PhaseOptions
@@ -75,10 +76,11 @@ class DataOptions(Options):
         "imagenet_lt",
         "places_lt",
         "inaturalist18",
+        "emoji",
         "custom",
     ] = Field(
         "digits",
-        description="Data set; digits and mnist5k need no download, custom is what `limbeck.fit` was given.",
+        description="Data set; digits, mnist5k and emoji need no download, custom is what `limbeck.fit` was given.",
     )
     folder: str | None = Field(
         None, description="Where archives, folders of images or lists of them lie; null is $LIMBECK_DATA, or ./data."
@@ -110,6 +112,7 @@ class DataOptions(Options):
         1, description="Views that a batch has of each of its images; it holds so many times fewer images."
     )
     shifted_tests: ShiftedTests = ShiftedTests()
+    captions: CaptionOptions = CaptionOptions()
     imbalance: Annotated[float, Field(ge=1)] = Field(
         1.0,
         description="Images of the largest class over those of the smallest, training split only; 1 is balanced.",

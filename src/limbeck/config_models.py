@@ -9,18 +9,18 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from limbeck.config_terms import Options
-from limbeck.network_names import DEEP_MODELS, PREFIXED, PREFIXES, PRETRAINED, ZOO, is_prefixed
+from limbeck.network_names import DEEP_MODELS, OWN, PREFIXED, PREFIXES, PRETRAINED, ZOO, is_prefixed
 
-SIZED_MODELS = ("mlp", "convnet")  # those that have no fixed width and depth
+SIZED_MODELS = ("mlp", "convnet", "image_text", "image_text_sigmoid")  # those that have no fixed width and depth
 STANDARDISING_MODELS = ("wrn_28_10_swish",)  # those that expect pixels in [0, 1]
 
 
 def _known(name: str) -> str:
     """Return a name of the zoo, `custom`, or one with a prefix, whose library is asked for it later."""
-    if name in (*ZOO, "custom") or is_prefixed(name):
+    if name in (*OWN, "custom") or is_prefixed(name):
         return name
     prefix, colon, rest = name.partition(":")
-    near = difflib.get_close_matches(prefix.lower(), PREFIXES if colon else ZOO, n=1, cutoff=0.4 if colon else 0.55)
+    near = difflib.get_close_matches(prefix.lower(), PREFIXES if colon else OWN, n=1, cutoff=0.4 if colon else 0.55)
     hint = f"; did you mean `{near[0]}{colon}{rest or ('NAME' if colon else '')}`?" if near else ""
     raise PydanticCustomError(
         "unknown_network",
@@ -32,7 +32,7 @@ def _known(name: str) -> str:
 NetworkName = Annotated[
     str,
     AfterValidator(_known),
-    WithJsonSchema({"type": "string", "enum": [*ZOO, *(f"{prefix}:NAME" for prefix in PREFIXES), "custom"]}),
+    WithJsonSchema({"type": "string", "enum": [*OWN, *(f"{prefix}:NAME" for prefix in PREFIXES), "custom"]}),
 ]
 
 
@@ -73,7 +73,7 @@ class ModelOptions(Options):
     @model_validator(mode="after")
     def _sizes(self) -> ModelOptions:
         if self.name not in SIZED_MODELS and (self.width or self.depth):
-            raise ValueError(f"`width` and `depth` belong to {' and '.join(SIZED_MODELS)}; `{self.name}` has its own")
+            raise ValueError(f"`width` and `depth` belong to {', '.join(SIZED_MODELS)}; `{self.name}` has its own")
         return self
 
     @model_validator(mode="after")

@@ -36,7 +36,7 @@ TASK_TERMS: dict[str, tuple[str, ...]] = {
     ),
     "segment": ("cross_entropy", "kl", "js", "ikl", "gkl"),
     "detect": ("kl", "js", "dkd", "ikl", "gkl", "wkd_logit", "wkd_feature", "fitnet", "review_kd"),
-    "image_text": ("kl", "js", "gkl"),
+    "image_text": ("cross_entropy", "kl", "js", "gkl"),
 }
 # Losses that belong to some tasks only.
 TASK_ONLY: dict[str, tuple[str, ...]] = {
@@ -46,7 +46,7 @@ TASK_ONLY: dict[str, tuple[str, ...]] = {
     "box_regression": ("detect",),
 }
 # Data sets that are not of images with one class each.
-TASK_DATA: dict[str, tuple[str, ...]] = {}
+TASK_DATA: dict[str, tuple[str, ...]] = {"emoji": ("image_text",)}
 
 
 def check_task(task: str, terms: Iterable[TermOptions], data_name: str, networks: Iterable[str]) -> None:

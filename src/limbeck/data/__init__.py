@@ -13,6 +13,7 @@ from limbeck.data import cifar, digits, mnist5k
 from limbeck.data.augment import augment
 from limbeck.data.augmix import AugMixed
 from limbeck.data.corrupted import Corrupted, MadeHere, open_corrupted
+from limbeck.data.emoji_pairs import open_emoji
 from limbeck.data.generated import MixedSource, open_generated
 from limbeck.data.groups import class_groups
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
@@ -104,6 +105,8 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
     """
     if options.name == "custom":
         raise UserError("the data of this run are a user's own loaders: call limbeck.fit with them again")
+    if options.name == "emoji":
+        return open_emoji(options)
     if options.stored:
         return _stored(options, told)
     parts = of_phase(in_order(_parts(options), options), options.phase)

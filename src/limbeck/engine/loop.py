@@ -154,7 +154,9 @@ class Trainer:
             group["lr"] = self._learning_rate() * group.get("factor", 1.0)
         train = self.recipe.train
         pieces = micro_batches(batch, train.accumulate, train.batch_size, self.ranks.world)
-        parts = self.objective.prepare_step([self._prepared(piece) for piece in pieces])
+        prepared = [self._prepared(piece) for piece in pieces]
+        with self._autocast():
+            parts = self.objective.prepare_step(prepared)
         samples = batch.whole or len(batch.labels)
         shares = [len(part.labels) / samples for part in parts]
 

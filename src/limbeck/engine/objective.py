@@ -97,7 +97,7 @@ def _facts(recipe: Recipe, data: DataBundle, costs: Costs) -> Facts:
         costs=costs,
         seed=recipe.seed,
         sum_over_ranks=place.sum if place.world > 1 else None,
-        gather=gather_parts if place.world > 1 and recipe.train.gather else None,
+        gather=gather_parts if place.world > 1 and (recipe.train.gather or recipe.task == "image_text") else None,
     )
 
 

@@ -7,9 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from limbeck.errors import UserError
 from limbeck.models.convnet import convnet
+from limbeck.models.image_text import SIGMOID_START, image_text
 from limbeck.models.layers import use_group_norm
 from limbeck.models.mlp import mlp
 from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2
@@ -73,6 +75,11 @@ MODELS: dict[str, Constructor] = {
     "resnext101_32x4d": partial(resnet_imagenet, blocks=(3, 4, 23, 3), channels=_BOTTLENECK, block=_RESNEXT_BLOCK),
     "mobilenet_v1": mobilenet_v1,
 }
+# Networks that return something else than logits of images, by task.
+TASK_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "image_text": image_text,
+    "image_text_sigmoid": partial(image_text, start=SIGMOID_START),
+}
 
 
 def build_model(
@@ -83,7 +90,7 @@ def build_model(
     seed: int,
     data: Standardisation | None = None,
     pretrained: bool = False,
-) -> Network | PrefixedNetwork:
+) -> nn.Module:
     """Build a network on the CPU; its weights are a function of the arguments.
 
     Args:
@@ -121,13 +128,13 @@ def build_model(
         return open_network(options, image_shape=image_shape, num_classes=num_classes, data=data, pretrained=pretrained)
 
 
-def _build_own(options: ModelOptions, image_shape: tuple[int, int, int], num_classes: int) -> Network:
+def _build_own(options: ModelOptions, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     sizes = {key: size for key, size in (("width", options.width), ("depth", options.depth)) if size is not None}
     rates = {"dropout": options.dropout}
     if options.name in DEEP_MODELS:
         rates["stochastic_depth"] = options.stochastic_depth
     try:
-        network = MODELS[options.name](image_shape, num_classes, **rates, **sizes)
+        network = {**MODELS, **TASK_MODELS}[options.name](image_shape, num_classes, **rates, **sizes)
     except ValueError as error:
         raise UserError(f"`model.name` {options.name}: {error}") from error
     if options.norm == "group":

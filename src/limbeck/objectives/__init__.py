@@ -9,6 +9,7 @@ from limbeck.objectives.adversarial import Adversarial
 from limbeck.objectives.build import Facts
 from limbeck.objectives.consistency import Consistency
 from limbeck.objectives.distill import Distillation
+from limbeck.objectives.image_text import ImageText
 from limbeck.objectives.incremental import Incremental
 from limbeck.objectives.semi_supervised import SemiSupervised
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
@@ -26,6 +27,7 @@ __all__ = [
     "Consistency",
     "Distillation",
     "Facts",
+    "ImageText",
     "Incremental",
     "Outcome",
     "SemiSupervised",
@@ -90,6 +92,16 @@ def build_objective(
                 ratio=unlabelled.ratio,
                 epochs=train.epochs,
                 facts=facts,
+            )
+        case "image_text":
+            return ImageText(
+                student,
+                teachers,
+                recipe.losses,
+                recipe.image_text,
+                epochs=train.epochs,
+                facts=facts,
+                precision=train.teacher_precision,
                 compiled=train.compile,
             )
         case _:
