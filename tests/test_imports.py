@@ -43,6 +43,7 @@ SETTINGS = {
     "config_data_scenes",
     "config_data_captions",
     "config_data_unlabelled",
+    "config_detect",
     "config_incremental",
     "config_image_text",
     "config_losses",
@@ -82,6 +83,7 @@ ARROWS: dict[str, set[str]] = {
         "errors",
     },
     "config_consistency": {"config", "config_terms"},  # config for its types alone
+    "config_detect": {"config", "config_terms", "config_terms_detection", "config_terms_transport"},
     "config_incremental": {"config", "config_terms"},  # config for its types alone
     "config_data_captions": {"config_terms"},
     "config_image_text": {"config_terms"},

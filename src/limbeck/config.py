@@ -19,6 +19,7 @@ from limbeck.config_data import OWN_TEST, DataOptions, ShiftedTests
 from limbeck.config_data_captions import CaptionOptions
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
+from limbeck.config_detect import DetectOptions, check_detect
 from limbeck.config_image_text import ImageTextOptions, check_image_text_terms
 from limbeck.config_incremental import IncrementalOptions, PhaseOptions, check_incremental
 from limbeck.config_losses import TERMS, Term, loss_options
@@ -78,6 +79,7 @@ __all__ = [
     "DKDTerm",
     "DKLTerm",
     "DataOptions",
+    "DetectOptions",
     "DetectionTerm",
     "EMDTerm",
     "FGFITerm",
@@ -171,6 +173,7 @@ class Recipe(Options):
     )
     semi_supervised: SemiSupervisedOptions = SemiSupervisedOptions()
     image_text: ImageTextOptions = ImageTextOptions()
+    detect: DetectOptions = DetectOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
@@ -183,8 +186,9 @@ class Recipe(Options):
             raise ValueError("task `distill` expected at least one entry in `teachers`, got none")
         if self.task not in TAUGHT and self.task not in ("supervised", "adversarial") and self.teachers:
             raise ValueError(f"task `{self.task}` has no teachers, so `teachers` expected none")
-        settings = (setting for row in self.compare.contenders.values() for setting in row.settings)
-        terms = [term for setting in (self.losses, *settings) for term in setting]
+        rows = (setting for row in self.compare.contenders.values() for setting in row.settings)
+        settings = (self.losses, *rows)
+        terms = [term for setting in settings for term in setting]
         if self.task == "adversarial":
             self._check_adversarial()
         else:
@@ -197,6 +201,7 @@ class Recipe(Options):
         check_consistency(self)
         if self.task == "image_text":
             check_image_text_terms(terms)
+        check_detect(self, settings)
         self._check_rows()
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(

@@ -77,10 +77,11 @@ class DataOptions(Options):
         "places_lt",
         "inaturalist18",
         "emoji",
+        "scene_boxes",
         "custom",
     ] = Field(
         "digits",
-        description="Data set; digits, mnist5k and emoji need no download, custom is what `limbeck.fit` was given.",
+        description="Data set; digits, mnist5k, emoji, scene_boxes need no download, custom is `limbeck.fit`'s own.",
     )
     folder: str | None = Field(
         None, description="Where archives, folders of images or lists of them lie; null is $LIMBECK_DATA, or ./data."

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from limbeck.config_terms import Options
 from limbeck.network_names import DEEP_MODELS, OWN, PREFIXED, PREFIXES, PRETRAINED, ZOO, is_prefixed
 
-SIZED_MODELS = ("mlp", "convnet", "image_text", "image_text_sigmoid")  # those that have no fixed width and depth
+SIZED_MODELS = ("mlp", "convnet", "detector", "image_text", "image_text_sigmoid")  # those without fixed sizes
 STANDARDISING_MODELS = ("wrn_28_10_swish",)  # those that expect pixels in [0, 1]
 
 
@@ -45,10 +45,11 @@ class ModelOptions(Options):
         "configuration); custom is the module that `limbeck.fit` was given.",
     )
     width: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Hidden units (mlp) or channels of the first stage (convnet); null is 16 there."
+        None, description="Hidden units (mlp) or channels of the first stage (convnet, detector); null is 16 there."
     )
     depth: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Hidden layers (mlp) or stages (convnet); null is 2 there."
+        None,
+        description="Hidden layers (mlp), stages (convnet), layers of a stage (detector); null is 2, of detector 1.",
     )
     norm: Literal["batch", "group"] = Field(
         "batch", description="group puts GroupNorm, 8 channels a group, in each BatchNorm's place: it knows no batch."

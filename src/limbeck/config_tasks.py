@@ -35,7 +35,10 @@ TASK_TERMS: dict[str, tuple[str, ...]] = {
         *("cross_entropy", "multi_js", "kl", "reverse_kl", "js", "dkl", "ikl", "gkl", "logit_mse", "probability_mse"),
     ),
     "segment": ("cross_entropy", "kl", "js", "ikl", "gkl"),
-    "detect": ("kl", "js", "dkd", "ikl", "gkl", "wkd_logit", "wkd_feature", "fitnet", "review_kd"),
+    "detect": (
+        *("detection", "kl", "js", "dkd", "ikl", "gkl", "wkd_logit"),
+        *("wkd_feature", "fitnet", "review_kd", "fgfi", "box_regression"),
+    ),
     "image_text": ("cross_entropy", "kl", "js", "gkl"),
 }
 # Losses that belong to some tasks only.
@@ -46,7 +49,10 @@ TASK_ONLY: dict[str, tuple[str, ...]] = {
     "box_regression": ("detect",),
 }
 # Data sets that are not of images with one class each.
-TASK_DATA: dict[str, tuple[str, ...]] = {"emoji": ("image_text",)}
+TASK_DATA: dict[str, tuple[str, ...]] = {
+    "emoji": ("image_text",),
+    "scene_boxes": ("detect",),
+}
 
 
 def check_task(task: str, terms: Iterable[TermOptions], data_name: str, networks: Iterable[str]) -> None:

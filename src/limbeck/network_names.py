@@ -40,7 +40,16 @@ ZOO = (
 )
 DEEP_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d")  # ImageNet's ResNets
 # Networks of tasks that are not the classification of images: task -> names.
-TASK_NETWORKS: dict[str, tuple[str, ...]] = {"image_text": ("image_text", "image_text_sigmoid")}
+TASK_NETWORKS: dict[str, tuple[str, ...]] = {
+    "detect": (
+        "detector",
+        "faster_rcnn_mobilenet_v2",
+        "faster_rcnn_resnet18",
+        "faster_rcnn_resnet50",
+        "faster_rcnn_resnet101",
+    ),
+    "image_text": ("image_text", "image_text_sigmoid"),
+}
 OWN = (*ZOO, *(name for names in TASK_NETWORKS.values() for name in names))
 # Before the name of a network of another library.
 PREFIXES = {"timm": "timm", "tv": "torchvision", "hf": "transformers"}

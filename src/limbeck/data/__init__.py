@@ -12,6 +12,7 @@ import torch
 from limbeck.data import cifar, digits, mnist5k
 from limbeck.data.augment import augment
 from limbeck.data.augmix import AugMixed
+from limbeck.data.boxes import scene_boxes
 from limbeck.data.corrupted import Corrupted, MadeHere, open_corrupted
 from limbeck.data.emoji_pairs import open_emoji
 from limbeck.data.generated import MixedSource, open_generated
@@ -107,6 +108,8 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
         raise UserError("the data of this run are a user's own loaders: call limbeck.fit with them again")
     if options.name == "emoji":
         return open_emoji(options)
+    if options.name == "scene_boxes":
+        return scene_boxes(options)
     if options.stored:
         return _stored(options, told)
     parts = of_phase(in_order(_parts(options), options), options.phase)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.config import did_you_mean
+from limbeck.config_tasks import CLASSIFIED
 from limbeck.data import Batch, Source, StoredSource
 from limbeck.engine import ranks
 from limbeck.engine.gathered import gather_parts
@@ -58,7 +59,7 @@ def open_objective(
     Raises:
         UserError: A loss does not fit the networks or the data.
     """
-    facts = _facts(recipe, data, partial(_cost, data, teachers, reporter))
+    facts = _facts(recipe, data, partial(_cost, data, _columns(recipe, data), teachers, reporter))
     networks = [teacher.model for teacher in teachers]
     if recipe.train.teacher_compile:
         networks = [_compiled(network) for network in networks]
@@ -83,9 +84,14 @@ def refuse_misfits(recipe: Recipe, model: nn.Module, data: DataBundle, teachers:
     Raises:
         UserError: A network has no such layer, or a loss cannot pair its layers.
     """
-    uniform = cost_from_interrelations(uniform_interrelations(data.num_classes).float())
+    uniform = cost_from_interrelations(uniform_interrelations(_columns(recipe, data)).float())
     facts = _facts(recipe, data, lambda position, term: uniform)
     _fitting(recipe, model, data, [teacher.to(data.device) for teacher in teachers], facts).close()
+
+
+def _columns(recipe: Recipe, data: DataBundle) -> int:
+    """Return how many logits a sample of the losses has: a detector's regions have one for the background."""
+    return data.num_classes + (recipe.task == "detect")
 
 
 def _facts(recipe: Recipe, data: DataBundle, costs: Costs) -> Facts:
@@ -118,7 +124,8 @@ def _fitting(
     try:
         with _nothing_compiled(recipe):
             objective = build_objective(recipe, model, teachers, facts, recorded, guide).to(data.device)
-            if any("features" in term.inputs for term in recipe.losses) and facts.example is not None:
+            looks = any("features" in term.inputs for term in recipe.losses)
+            if looks and facts.example is not None and recipe.task in CLASSIFIED:
                 with ExitStack() as undo:
                     undo.callback(objective.close)  # the networks may be a user's
                     _rehearse(objective, facts.example)
@@ -150,7 +157,12 @@ def _rehearse(objective: Supervised, example: Tensor) -> None:
 
 
 def _cost(
-    data: DataBundle, teachers: Sequence[Teacher], reporter: Reporter | None, position: int, term: WKDLogitTerm
+    data: DataBundle,
+    classes: int,
+    teachers: Sequence[Teacher],
+    reporter: Reporter | None,
+    position: int,
+    term: WKDLogitTerm,
 ) -> Tensor:
     """Return the `(C, C)` cost of transport that a term names: of a file, or computed from a teacher."""
     kind = next((kind for kind in KINDS if kind == term.interrelations), None)
@@ -163,14 +175,14 @@ def _cost(
                 f"{did_you_mean(term.interrelations, KINDS)}"
             )
         found = torch.from_numpy(read_interrelations(Path(term.interrelations)).interrelations)
-        if found.shape != (data.num_classes, data.num_classes):
+        if found.shape != (classes, classes):
             raise UserError(
-                f"{term.interrelations}: expected interrelations of {data.num_classes} classes, as `{data.name}` has, "
+                f"{term.interrelations}: expected interrelations of {classes} classes, as `{data.name}` has, "
                 f"got {len(found)}; make them with `limbeck interrelations`"
             )
         return cost_from_interrelations(found, sharpness=term.sharpness)
     if kind == "uniform":
-        return cost_from_interrelations(uniform_interrelations(data.num_classes).float(), sharpness=term.sharpness)
+        return cost_from_interrelations(uniform_interrelations(classes).float(), sharpness=term.sharpness)
     if not teachers:
         raise UserError(
             f"`interrelations: {kind}` are a teacher's, and this task has none; name a file, or take uniform"
@@ -180,8 +192,6 @@ def _cost(
         network = without_memory(teachers[position].model)
         # One rank looks at the images for all, as one process does.
         known[kind] = ranks.here().first_tells(
-            lambda: compute_interrelations(
-                network, data.train, kind=kind, num_classes=data.num_classes, reporter=reporter
-            )
+            lambda: compute_interrelations(network, data.train, kind=kind, num_classes=classes, reporter=reporter)
         )
     return cost_from_interrelations(known[kind], sharpness=term.sharpness)

@@ -28,7 +28,7 @@ def across_ranks(objective: Supervised, place: Ranks) -> nn.Module:
     if place.world == 1:
         return objective
     # Without the student's logits in a term, its last layer gets no gradient.
-    unused = all("logits" not in term.inputs for term in objective.terms.values())
+    unused = all({"logits", "regions"}.isdisjoint(term.inputs) for term in objective.terms.values())
     return DistributedDataParallel(objective, find_unused_parameters=unused, **OWN_BUFFERS)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from limbeck.errors import UserError
 from limbeck.models.convnet import convnet
+from limbeck.models.detectors import detector, faster_rcnn
 from limbeck.models.image_text import SIGMOID_START, image_text
 from limbeck.models.layers import use_group_norm
 from limbeck.models.mlp import mlp
-from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2
+from limbeck.models.mobilenet import mobilenet_v1, mobilenet_v2, mobilenet_v2_imagenet
 from limbeck.models.network import Network
 from limbeck.models.prefixed import PrefixedNetwork, Standardisation
 from limbeck.models.resnet import BasicBlock, Bottleneck, resnet_cifar, resnet_imagenet
@@ -31,7 +32,7 @@ __all__ = ["MODELS", "FeatureTaps", "Network", "PrefixedNetwork", "Standardisati
 
 # Called with the image's shape (C, H, W), the number of classes, and by name `dropout`; mlp and convnet also with
 # `width` and `depth`, ImageNet's ResNets with `stochastic_depth`.
-Constructor = Callable[..., Network]
+Constructor = Callable[..., nn.Module]
 
 # Channels of the stem and of each stage.
 _TIMES_4 = (32, 64, 128, 256)
@@ -39,6 +40,10 @@ _BASIC = (64, 64, 128, 256, 512)
 _BOTTLENECK = (64, 256, 512, 1024, 2048)
 
 _RESNEXT_BLOCK = partial(Bottleneck, reduction=2, groups=32)
+
+_RESNET18 = partial(resnet_imagenet, blocks=(2, 2, 2, 2), channels=_BASIC, block=BasicBlock)
+_RESNET50 = partial(resnet_imagenet, blocks=(3, 4, 6, 3), channels=_BOTTLENECK, block=Bottleneck)
+_RESNET101 = partial(resnet_imagenet, blocks=(3, 4, 23, 3), channels=_BOTTLENECK, block=Bottleneck)
 
 MODELS: dict[str, Constructor] = {
     "mlp": mlp,
@@ -68,15 +73,20 @@ MODELS: dict[str, Constructor] = {
     "wrn_34_10": partial(wide_resnet, depth=34, widen=10),
     "wrn_34_20": partial(wide_resnet, depth=34, widen=20),
     "wrn_28_10_swish": partial(wide_resnet_swish, depth=28, widen=10),
-    "resnet18": partial(resnet_imagenet, blocks=(2, 2, 2, 2), channels=_BASIC, block=BasicBlock),
+    "resnet18": _RESNET18,
     "resnet34": partial(resnet_imagenet, blocks=(3, 4, 6, 3), channels=_BASIC, block=BasicBlock),
-    "resnet50": partial(resnet_imagenet, blocks=(3, 4, 6, 3), channels=_BOTTLENECK, block=Bottleneck),
-    "resnet101": partial(resnet_imagenet, blocks=(3, 4, 23, 3), channels=_BOTTLENECK, block=Bottleneck),
+    "resnet50": _RESNET50,
+    "resnet101": _RESNET101,
     "resnext101_32x4d": partial(resnet_imagenet, blocks=(3, 4, 23, 3), channels=_BOTTLENECK, block=_RESNEXT_BLOCK),
     "mobilenet_v1": mobilenet_v1,
 }
 # Networks that return something else than logits of images, by task.
 TASK_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "detector": detector,
+    "faster_rcnn_mobilenet_v2": partial(faster_rcnn, backbone=mobilenet_v2_imagenet, stage_channels=(24, 32, 96, 320)),
+    "faster_rcnn_resnet18": partial(faster_rcnn, backbone=_RESNET18, stage_channels=_BASIC[1:]),
+    "faster_rcnn_resnet50": partial(faster_rcnn, backbone=_RESNET50, stage_channels=_BOTTLENECK[1:]),
+    "faster_rcnn_resnet101": partial(faster_rcnn, backbone=_RESNET101, stage_channels=_BOTTLENECK[1:]),
     "image_text": image_text,
     "image_text_sigmoid": partial(image_text, start=SIGMOID_START),
 }

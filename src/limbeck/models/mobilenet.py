@@ -65,6 +65,31 @@ def mobilenet_v2(image_shape: tuple[int, int, int], num_classes: int, *, dropout
     return network
 
 
+def mobilenet_v2_imagenet(image_shape: tuple[int, int, int], num_classes: int, *, dropout: float = 0.0) -> Network:
+    """Build MobileNetV2 at full width; its stages have strides of 4, 8, 16 and 32, and ReLU where the paper has ReLU6.
+
+    Args:
+        image_shape: `(C, H, W)`; 224 pixels in the paper.
+        num_classes: Number of classes.
+        dropout: Before the head.
+    """
+    groups = (  # per stage: channels, blocks, stride and expansion
+        ((16, 24, 2, 2, 6),),
+        ((24, 32, 3, 2, 6),),
+        ((32, 64, 4, 2, 6), (64, 96, 3, 1, 6)),
+        ((96, 160, 3, 2, 6), (160, 320, 1, 1, 6)),
+    )
+    stem = nn.Sequential(conv_bn_relu(image_shape[0], 32, 3, stride=2), _inverted_residuals(32, 16, 1, 1, 1))
+    stages: dict[str, nn.Module] = {"stem": stem}
+    for stage, group in enumerate(groups, start=1):
+        stages[f"stage{stage}"] = nn.Sequential(*(_inverted_residuals(*sizes) for sizes in group))
+    stages["neck"] = conv_bn_relu(320, 1280, 1)
+    network = Network({**stages, "pooled": global_pool()}, 1280, num_classes, dropout)
+    kaiming_init(network)
+    small_head_init(network)
+    return network
+
+
 def _separable(incoming: int, outgoing: int, stride: int) -> nn.Sequential:
     """Build a 3x3 convolution on each channel and a 1x1 convolution over them, each with BatchNorm and ReLU."""
     depthwise = conv_bn_relu(incoming, incoming, 3, stride=stride, groups=incoming)

@@ -8,6 +8,7 @@ from limbeck.config import UnlabelledOptions
 from limbeck.objectives.adversarial import Adversarial
 from limbeck.objectives.build import Facts
 from limbeck.objectives.consistency import Consistency
+from limbeck.objectives.detection import Detection
 from limbeck.objectives.distill import Distillation
 from limbeck.objectives.image_text import ImageText
 from limbeck.objectives.incremental import Incremental
@@ -25,6 +26,7 @@ __all__ = [
     "Adversarial",
     "Batch",
     "Consistency",
+    "Detection",
     "Distillation",
     "Facts",
     "ImageText",
@@ -103,6 +105,16 @@ def build_objective(
                 facts=facts,
                 precision=train.teacher_precision,
                 compiled=train.compile,
+            )
+        case "detect":
+            return Detection(
+                student,
+                teachers,
+                recipe.losses,
+                recipe.detect,
+                epochs=train.epochs,
+                facts=facts,
+                precision=train.teacher_precision,
             )
         case _:
             raise ValueError(f"no objective of the task `{recipe.task}`")

@@ -72,7 +72,7 @@ class Distillation(Supervised):
     def _build(self) -> None:
         """Set the teachers' hooks, and build a loss for each of them."""
         for teacher in self.teachers:
-            self.teacher_layers += (Layers(teacher, self.terms, teacher=True),)
+            self.teacher_layers += (self._look_at(teacher, teacher=True),)
         for name, term in self.taught.items():
             for layers in self.teacher_layers:
                 check_pairs(name, self.layers, layers)

@@ -86,7 +86,7 @@ class Supervised(nn.Module):
         self.guide: nn.Module | None = None  # a second network that trains
         self.epochs = epochs
         called = Compiled(student, "train.compile") if compiled else student
-        self.layers = Layers(called, self.terms, teacher=False)
+        self.layers = self._look_at(called, teacher=False)
         with ExitStack() as undo:
             undo.callback(self.layers.close)  # the network may be a user's
             for name, term in self.terms.items():
@@ -104,6 +104,10 @@ class Supervised(nn.Module):
     def reported(self) -> nn.Module:
         """The network that the run is known for."""
         return self.student
+
+    def _look_at(self, network: nn.Module, *, teacher: bool) -> Layers:
+        """Return a network with the layers that the terms look at."""
+        return Layers(network, self.terms, teacher=teacher)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the weights of the terms for an epoch, counted from 1, and tell the losses."""
