@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from limbeck import GKLLoss, KLLoss, MultiJSLoss
+from limbeck.analysis.pictures import draw_run
 from limbeck.config import AugmentOptions, AugMixOptions, ConsistencyOptions, DataOptions
 from limbeck.data import Pixels, Source, build_data
 from limbeck.data.augmix import AugMixed, augmix
@@ -307,3 +308,16 @@ def test_what_does_not_go_with_views_is_refused(changes, message):
 def test_images_of_few_levels_have_no_views():
     with pytest.raises(UserError, match=r"`data\.augmix` expected images of 256 levels, got levels of 0 to 16"):
         build_data(DataOptions(augmix=AugMixOptions()))
+
+
+def test_a_run_draws_views_corruptions_and_what_they_leave(run, tmp_path):
+    assert {path.stem for path in draw_run(run[0], tmp_path)} >= {"views", "corrupted_images", "corruptions"}
+
+
+def test_rows_may_classify_other_views():
+    rows = {
+        "none": {"settings": [[{"name": "cross_entropy"}]]},
+        "views": {"settings": [[{"name": "cross_entropy"}]], "options": {"consistency": {"classified": "all"}}},
+    }
+    of_row = options(losses=TERMS, compare={"baseline": "none", "contenders": rows}).of_row("views")
+    assert of_row.consistency.classified == "all"

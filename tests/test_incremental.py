@@ -13,10 +13,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from limbeck import GKLLoss, KLLoss
+from limbeck.analysis.comparison import summarise
+from limbeck.analysis.pictures import comparison_pictures, draw_run
 from limbeck.config import DataOptions, PhaseOptions, Recipe
 from limbeck.config_files import load_recipe
 from limbeck.data import build_data, class_order
 from limbeck.engine import run_folder
+from limbeck.engine.compare import compare
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.fit import fit
 from limbeck.engine.phases import measure_forgetting, measure_phases, measure_within, phase_ends
@@ -248,3 +251,24 @@ def test_more_phases_than_classes_and_a_wrong_order_are_said_in_a_line(tmp_path)
 def test_a_recipe_without_phases_asks_for_teachers_as_before():
     with pytest.raises(ValidationError, match="expected at least one entry in `teachers`"):
         Recipe.model_validate({"task": "distill"})
+
+
+# --- tables and pictures ---
+
+
+def test_a_comparison_shows_what_is_forgotten_and_draws_it(tmp_path):
+    rows = {"none": [{"name": "cross_entropy"}], "kl": [{"name": "cross_entropy"}, {"name": "kl"}]}
+    contenders = {name: {"settings": [terms]} for name, terms in rows.items()}
+    content = compare(chain(compare={"baseline": "none", "contenders": contenders}), tmp_path / "c", seeds=1)
+    assert content["rows"]["kl"]["runs"] == [["kl/setting0/seed0"]]
+    table = summarise(tmp_path / "c").table()
+    assert all(title in table for title in ("over phases", "phase told", "forgotten"))
+    drawn = {picture.name for picture in comparison_pictures(summarise(tmp_path / "c"))}
+    assert {"phases", "phase_matrices"} <= drawn
+    assert (tmp_path / "c" / "kl" / "setting0" / "seed0" / "phase2" / run_folder.RESULTS).is_file()
+
+
+def test_a_run_of_phases_is_drawn_and_a_run_without_is_not(run, tmp_path):
+    assert {path.stem for path in draw_run(run[0], tmp_path)} >= {"phases", "phase_matrices", "curves"}
+    fit(recipe(train={"epochs": 1}), tmp_path / "plain")
+    assert not {path.stem for path in draw_run(tmp_path / "plain", tmp_path / "drawn")} & {"phases", "phase_matrices", "corruptions"}

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Measure(NamedTuple):
-    """A number between 0 and 1 that results.json holds, larger is better.
+    """A share that results.json holds; of what rows are compared by, larger is better.
 
     Attributes:
         key: Its name in the files.
@@ -38,11 +38,21 @@ class Headline(NamedTuple):
 
 _TOP1 = Measure("top1", "top-1", "top-1, %")
 _CLASSIFICATION = Headline(_TOP1, _TOP1)
+_INCREMENTAL = Headline(
+    _TOP1,
+    _TOP1,
+    (
+        Measure("average_incremental", "average over phases", "over phases, %"),
+        Measure("within_phase", "phase told", "phase told, %"),
+        Measure("forgetting", "forgotten", "forgotten, %"),
+    ),
+)
 _PIXELS = Measure("pixel_accuracy", "pixels", "pixels, %")
 
 HEADLINES: dict[str, Headline] = {
     "supervised": _CLASSIFICATION,
     "distill": _CLASSIFICATION,
+    "incremental": _INCREMENTAL,  # distillation in phases
     "adversarial": _CLASSIFICATION,
     "semi_supervised": _CLASSIFICATION,
     "consistency": Headline(_TOP1, _TOP1, (Measure("corrupted", "corrupted", "corrupted, %"),)),

@@ -49,9 +49,9 @@ def draw_run(run: Path, out: Path, *, against: Path | None = None) -> list[Path]
     finished = all(opened.finished for runs in rows.values() for opened in runs)
     with styled():
         pictures = list(_learning(rows))
-        if finished and not _classifies(rows):
+        if finished:
             pictures += of_task(rows)
-        elif finished:
+        if finished and _classifies(rows):
             baseline = None if against is None else names[0]
             pictures += [*_predictions(rows, baseline), *robust_pictures.of_attacks(rows, baseline)]
         return save(pictures, out)
@@ -88,8 +88,8 @@ def draw_rows(folder: Path, names: Sequence[str]) -> list[Path]:
     rows = pick_rows(comparison, names)
     baseline = comparison.baseline if comparison.baseline in rows else None
     with styled():
-        shown = _predictions(rows, baseline) if _classifies(rows) else of_task(rows)
-        pictures = [*_learning(rows), *shown, *robust_pictures.of_attacks(rows, baseline)]
+        shown = _predictions(rows, baseline) if _classifies(rows) else ()
+        pictures = [*_learning(rows), *of_task(rows), *shown, *robust_pictures.of_attacks(rows, baseline)]
     return save(pictures, folder / f"rows-{'-'.join(rows)}")
 
 
@@ -114,7 +114,8 @@ def comparison_pictures(comparison: Comparison) -> list[Picture]:
     with styled():
         of_some = [
             *_learning(rows),
-            *(_predictions(rows, comparison.baseline) if _classifies(rows) else of_task(rows)),
+            *of_task(rows),
+            *(_predictions(rows, comparison.baseline) if _classifies(rows) else ()),
             *robust_pictures.of_attacks(rows, comparison.baseline),
         ]
         if len(rows) < len(comparison.rows):

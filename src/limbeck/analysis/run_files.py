@@ -73,7 +73,8 @@ class Run:
     @property
     def headline(self) -> Headline:
         """What the task of a finished run is judged by."""
-        return headline_of(str(self.results.get("task", "supervised")))
+        phases = "incremental" in self.results
+        return headline_of("incremental" if phases else str(self.results.get("task", "supervised")))
 
     @property
     def adversarial(self) -> bool:

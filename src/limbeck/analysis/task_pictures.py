@@ -1,10 +1,11 @@
-"""Pictures of the tasks beyond classification, one of their own for each task."""
+"""Pictures of the tasks beyond classification, one of their own for each task, and of what a run did beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from limbeck.analysis import corruptions, phases
 from limbeck.analysis.run_files import Run
 
 if TYPE_CHECKING:
@@ -20,4 +21,5 @@ def of_task(rows: Mapping[str, Sequence[Run]]) -> list[Picture]:
     """Return the pictures that a task has of what its runs predict; nothing where it has none."""
     first = {name: runs[0] for name, runs in rows.items()}
     task = str(next(iter(first.values())).results.get("task"))
-    return PICTURES[task](first) if task in PICTURES else []
+    drawn = PICTURES[task](first) if task in PICTURES else []
+    return [*drawn, *phases.pictures(rows), *corruptions.pictures(rows)]

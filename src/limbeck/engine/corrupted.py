@@ -61,7 +61,7 @@ def example_images(data: DataBundle, recipe: Recipe) -> dict[str, Tensor]:
     arrays = {}
     if isinstance(data.train, AugMixed):
         source, options = data.train.source, data.train.options
-        places = torch.arange(min(EXAMPLES, len(source)))
+        places = torch.linspace(0, len(source) - 1, min(EXAMPLES, len(source))).long()
         images, _ = source.take(places)
         views = [
             augmix(images, options, view=view, seed=recipe.seed, epoch=1, indices=places)
