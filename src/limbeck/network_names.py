@@ -52,8 +52,8 @@ TASK_NETWORKS: dict[str, tuple[str, ...]] = {
 }
 OWN = (*ZOO, *(name for names in TASK_NETWORKS.values() for name in names))
 # Before the name of a network of another library.
-PREFIXES = {"timm": "timm", "tv": "torchvision", "hf": "transformers"}
-EXTRAS = {"timm": "timm", "tv": "vision", "hf": "hf"}  # what to install for them
+PREFIXES = {"timm": "timm", "tv": "torchvision", "hf": "transformers", "open_clip": "open_clip"}
+EXTRAS = {"timm": "timm", "tv": "vision", "hf": "hf", "open_clip": "open_clip"}  # what to install for them
 PREFIXED = "timm:NAME, tv:NAME or hf:NAME"
 PRETRAINED = "pretrained"  # for `weights`: the library's own
 

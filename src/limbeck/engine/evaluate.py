@@ -142,7 +142,7 @@ def evaluate_file(recipe: Recipe, weights: Path) -> dict[str, Any]:
         UserError: The file or the data are missing or damaged, or do not fit the network.
     """
     data = Resources().data(recipe.data, open_device(recipe.train.device))
-    model = load_file(recipe.model, str(weights), data)[0].to(data.device)
+    model = load_file(recipe.model, str(weights), data, recipe.task)[0].to(data.device)
     parts = {"validation": data.validation, "test": data.test}
     place = ranks.here()
     if recipe.task in JUDGES:
@@ -198,7 +198,7 @@ def attack_file(recipe: Recipe, weights: Path, request: AttackRequest, *, report
         reporter: Whom to tell.
     """
     data = Resources().data(recipe.data, open_device(recipe.train.device))
-    model = load_file(recipe.model, str(weights), data)[0].to(data.device)
+    model = load_file(recipe.model, str(weights), data, recipe.task)[0].to(data.device)
     folder = attack_folder(weights)
     with locked(folder, "--weights"):
         return _attack(OpenRun("last", {}, recipe, data, model), request, folder, reporter)

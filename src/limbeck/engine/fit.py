@@ -226,12 +226,14 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _build_student(recipe: Recipe, data: DataBundle, *, reporter: Reporter | None) -> nn.Module:
     """Build the network of a recipe, with the weights that it starts from if there is somebody to tell of them."""
-    model = _build(recipe.model, data, seed=recipe.seed, reporter=reporter)
+    model = _build(recipe.model, data, seed=recipe.seed, reporter=reporter, task=recipe.task)
     _refuse_bad_batches(recipe, data, model)
     return model
 
 
-def _build(options: ModelOptions, data: DataBundle, *, seed: int, reporter: Reporter | None) -> nn.Module:
+def _build(
+    options: ModelOptions, data: DataBundle, *, seed: int, reporter: Reporter | None, task: str = "supervised"
+) -> nn.Module:
     model = build_model(
         options,
         image_shape=cast("tuple[int, int, int]", data.image_shape),
@@ -239,6 +241,7 @@ def _build(options: ModelOptions, data: DataBundle, *, seed: int, reporter: Repo
         seed=seed,
         data=seen_pixels(data),
         pretrained=reporter is not None,
+        task=task,
     )
     if reporter is not None and (other := start_weights(model, options, any_head=True).other_classes) is not None:
         came = f"for {other} classes" if other else "without a head"

@@ -133,7 +133,7 @@ class Resources:
         """
         key = (_identity(source), data.fingerprint, data.device, channels_last)
         if key not in self._teachers:
-            model, fingerprint = _open(source, data, options)
+            model, fingerprint = _open(source, data, options, task)
             model = model.to(data.device).eval().requires_grad_(False)
             known = options.phase.old if options.phase else data.num_classes
             teacher = _with_logits(model, fingerprint, data, task, known)
@@ -178,11 +178,11 @@ def _identity(source: TeacherSource) -> Hashable:
             return source.resolve()
 
 
-def _open(source: TeacherSource, data: DataBundle, options: DataOptions) -> tuple[nn.Module, str]:
+def _open(source: TeacherSource, data: DataBundle, options: DataOptions, task: str) -> tuple[nn.Module, str]:
     """Return a teacher's network and the SHA-256 of its weights."""
     match source:
         case WeightsFile(model, weights):
-            return load_file(model, weights, data)
+            return load_file(model, weights, data, task)
         case GivenModule(module, fingerprint):
             return module, fingerprint
         case _:
@@ -192,16 +192,18 @@ def _open(source: TeacherSource, data: DataBundle, options: DataOptions) -> tupl
                 network = FewerClasses(network, data.num_classes)
             refuse_seen_test_images(recipe.data, options, str(source))
             refuse_other_pixels(recipe.data, options, str(source))
+            refuse_other_words(recipe, options, str(source))
             return network, fingerprint
 
 
-def load_file(options: ModelOptions, weights: str, data: DataBundle) -> tuple[nn.Module, str]:
+def load_file(options: ModelOptions, weights: str, data: DataBundle, task: str = "supervised") -> tuple[nn.Module, str]:
     """Return a network with weights that were trained elsewhere, and their SHA-256.
 
     Args:
         options: The network.
         weights: File of weights, ours or a public one, or `pretrained` for those of the network's library.
         data: What the network will see; one of another library sees it standardised as its `pixels` say.
+        task: Of the run that it teaches.
 
     Raises:
         UserError: There is no such file, or its weights are not those of this network for this data.
@@ -214,6 +216,7 @@ def load_file(options: ModelOptions, weights: str, data: DataBundle) -> tuple[nn
         seed=0,
         data=seen_pixels(data),
         pretrained=True,
+        task=task,
     )
     loaded = start_weights(model, options, any_head=False)
     # One file is two functions, by what it sees; the state holds that beside the weights.
@@ -248,7 +251,9 @@ def load_trained(run: Path, weights: str, data: DataBundle) -> tuple[nn.Module, 
         raise UserError(f"{run}: the network of this run is a user's own module: call limbeck.fit with it again")
     shape = cast("tuple[int, int, int]", data.image_shape)
     pixels = seen_pixels(data)
-    model = build_model(recipe.model, image_shape=shape, num_classes=data.num_classes, seed=0, data=pixels)
+    model = build_model(
+        recipe.model, image_shape=shape, num_classes=data.num_classes, seed=0, data=pixels, task=recipe.task
+    )
     try:
         content = path.read_bytes()
         model.load_state_dict(load_safetensors(content))
@@ -296,6 +301,16 @@ def refuse_other_pixels(teacher: DataOptions, student: DataOptions, who: str) ->
         raise UserError(
             f"{who}: expected `data.standardise` {str(student.standardise).lower()}, as the student's, "
             f"got {str(teacher.standardise).lower()}; the teacher sees the student's pixels"
+        )
+
+
+def refuse_other_words(teacher: Recipe, student: DataOptions, who: str) -> None:
+    """Raise UserError if a teacher of images and texts reads captions by another tokenizer than the student."""
+    theirs, ours = teacher.data.captions.tokenizer, student.captions.tokenizer
+    if teacher.task == "image_text" and theirs != ours:
+        raise UserError(
+            f"{who}: expected `data.captions.tokenizer` {ours}, as the student's, got {theirs}; the teacher reads the "
+            "student's tokens"
         )
 
 

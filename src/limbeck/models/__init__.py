@@ -100,6 +100,7 @@ def build_model(
     seed: int,
     data: Standardisation | None = None,
     pretrained: bool = False,
+    task: str = "supervised",
 ) -> nn.Module:
     """Build a network on the CPU; its weights are a function of the arguments.
 
@@ -111,6 +112,7 @@ def build_model(
         data: What the images' pixels are standardised by. A network of another library that has `weights` from
             elsewhere sees them standardised as it was trained.
         pretrained: Get such a network's weights from its library, where `weights` say so.
+        task: What the network is for, since some libraries' names stand for several.
 
     Returns:
         The network, in training mode. torch's random state is as before.
@@ -135,7 +137,14 @@ def build_model(
         from limbeck.models.libraries import open_network
 
         pretrained = pretrained and options.weights == PRETRAINED
-        return open_network(options, image_shape=image_shape, num_classes=num_classes, data=data, pretrained=pretrained)
+        return open_network(
+            options,
+            image_shape=image_shape,
+            num_classes=num_classes,
+            data=data,
+            pretrained=pretrained,
+            task=task,
+        )
 
 
 def _build_own(options: ModelOptions, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

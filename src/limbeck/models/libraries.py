@@ -73,6 +73,7 @@ def open_network(
     num_classes: int,
     data: Standardisation | None,
     pretrained: bool,
+    task: str = "supervised",
 ) -> PrefixedNetwork:
     """Open a network of another library; its random weights are drawn from torch's generator.
 
@@ -83,16 +84,21 @@ def open_network(
         num_classes: Number of classes.
         data: What the images' pixels are standardised by; None if that is unknown, and they are taken as they come.
         pretrained: Whether to get the library's own weights, from its cache or the net.
+        task: What the network is for.
 
     Raises:
         UserError: The library is not here, knows no such network or weights, or the network cannot look at the images.
     """
     prefix, _, name = options.name.partition(":")
     wanted = Wanted(options, name, image_shape, num_classes, pretrained)
+    if task == "image_text":
+        from limbeck.models.libraries_image_text import open_towers
+
+        return open_towers(wanted, data)
     opened = _LIBRARIES[prefix](wanted)
     unknown = Standardisation((0.0,) * image_shape[0], (1.0,) * image_shape[0])
     data = data or unknown
-    own = _of_channels(opened.own, image_shape[0], options.name) if _sees_its_own(options) else data
+    own = of_channels(opened.own, image_shape[0], options.name) if sees_its_own(options) else data
     new_head = opened.head if opened.head not in (None, num_classes) else None
     network = PrefixedNetwork(opened.network, own, data, new_head=new_head)
     _look_once(network, wanted)
@@ -100,7 +106,7 @@ def open_network(
 
 
 @contextmanager
-def _imported(wanted: Wanted) -> Iterator[None]:
+def imported(wanted: Wanted) -> Iterator[None]:
     """Turn the failure of a library's import into one line."""
     prefix, name = wanted.options.name.partition(":")[0], wanted.options.name
     try:
@@ -121,7 +127,7 @@ def _imported(wanted: Wanted) -> Iterator[None]:
 
 
 def _timm(wanted: Wanted) -> Opened:
-    with _imported(wanted):
+    with imported(wanted):
         import timm
     name, sizes = SIZES.get(wanted.name, (wanted.name, {}))
     known = [*timm.list_models(), *SIZES]
@@ -135,7 +141,7 @@ def _timm(wanted: Wanted) -> Opened:
     if card is not None and card.fixed_input_size:
         keywords["img_size"] = tuple(sides)
     keywords |= _regularised(wanted.options, "drop_rate", "drop_path_rate")
-    with _said(wanted, keywords):
+    with said(wanted, keywords):
         network = timm.create_model(name, **keywords)
     its = network.pretrained_cfg
     own = Standardisation(tuple(its["mean"]), tuple(its["std"]))
@@ -146,7 +152,7 @@ def _timm(wanted: Wanted) -> Opened:
 
 
 def _torchvision(wanted: Wanted) -> Opened:
-    with _imported(wanted):
+    with imported(wanted):
         from torchvision import models
     known = [name for name in models.list_models(module=models) if name not in AUXILIARY]
     if wanted.name not in known:
@@ -161,7 +167,7 @@ def _torchvision(wanted: Wanted) -> Opened:
         keywords["image_size"] = wanted.image_shape[-1]
     keywords |= _regularised(wanted.options, "dropout", "stochastic_depth_prob")
     weights = models.get_model_weights(wanted.name).DEFAULT
-    with _said(wanted, keywords):
+    with said(wanted, keywords):
         network = models.get_model(wanted.name, weights=None, **keywords)
         head = None
         if wanted.pretrained:
@@ -176,10 +182,10 @@ def _torchvision(wanted: Wanted) -> Opened:
 
 
 def _transformers(wanted: Wanted) -> Opened:
-    with _imported(wanted):
+    with imported(wanted):
         import transformers
     auto, name = transformers.AutoModelForImageClassification, wanted.name
-    with _said(wanted, {}):
+    with said(wanted, {}):
         if name in transformers.CONFIG_MAPPING:
             config = transformers.AutoConfig.for_model(name, architectures=[])
         else:
@@ -188,8 +194,8 @@ def _transformers(wanted: Wanted) -> Opened:
         config.num_labels = wanted.num_classes
         _fit_config(config, wanted)
         own = IMAGENET
-        if _sees_its_own(wanted.options):
-            own = _processor(name)
+        if sees_its_own(wanted.options):
+            own = processor(name)
         if not wanted.pretrained:
             return Opened(auto.from_config(config), own, None)
         network, loaded = auto.from_pretrained(
@@ -216,7 +222,7 @@ def _fit_config(config: Any, wanted: Wanted) -> None:
         config.drop_path_rate = options.stochastic_depth
 
 
-def _processor(name: str) -> Standardisation:
+def processor(name: str) -> Standardisation:
     """Return what a repository's image processor standardises pixels in [0, 1] by."""
     from transformers.utils import cached_file
 
@@ -251,7 +257,7 @@ _LIBRARIES: dict[str, Callable[[Wanted], Opened]] = {
 }
 
 
-def _sees_its_own(options: ModelOptions) -> bool:
+def sees_its_own(options: ModelOptions) -> bool:
     """Whether pixels are standardised as the library's weights saw them, and not as the data are."""
     return options.weights is not None and options.pixels == "own"
 
@@ -271,7 +277,7 @@ def _regularised(options: ModelOptions, dropout: str, stochastic_depth: str) -> 
 
 
 @contextmanager
-def _said(wanted: Wanted, keywords: dict[str, Any]) -> Iterator[None]:
+def said(wanted: Wanted, keywords: dict[str, Any]) -> Iterator[None]:
     """Turn what a library raises into one line."""
     name = wanted.options.name
     try:
@@ -296,7 +302,7 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _of_channels(own: Standardisation, channels: int, name: str) -> Standardisation:
+def of_channels(own: Standardisation, channels: int, name: str) -> Standardisation:
     """Return what images of so many channels are standardised by: grey ones by the mean of the three."""
     if len(own.mean) == channels:
         return own
