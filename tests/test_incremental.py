@@ -271,4 +271,8 @@ def test_a_comparison_shows_what_is_forgotten_and_draws_it(tmp_path):
 def test_a_run_of_phases_is_drawn_and_a_run_without_is_not(run, tmp_path):
     assert {path.stem for path in draw_run(run[0], tmp_path)} >= {"phases", "phase_matrices", "curves"}
     fit(recipe(train={"epochs": 1}), tmp_path / "plain")
-    assert not {path.stem for path in draw_run(tmp_path / "plain", tmp_path / "drawn")} & {"phases", "phase_matrices", "corruptions"}
+    assert not {path.stem for path in draw_run(tmp_path / "plain", tmp_path / "drawn")} & {
+        "phases",
+        "phase_matrices",
+        "corruptions",
+    }
