@@ -40,6 +40,7 @@ SETTINGS = {
     "config_compare",
     "config_consistency",
     "config_data",
+    "config_data_masks",
     "config_data_scenes",
     "config_data_captions",
     "config_data_unlabelled",
@@ -48,6 +49,7 @@ SETTINGS = {
     "config_image_text",
     "config_losses",
     "config_models",
+    "config_segment",
     "config_tasks",
     "config_train",
     "config_semi_supervised",
@@ -70,12 +72,15 @@ ARROWS: dict[str, set[str]] = {
     "config_compare": {"config_losses", "config_terms"},
     "config_semi_supervised": {"config", "config_terms"},
     "config_augment": {"config_terms"},
+    "config_data_masks": {"config_augment", "config_data", "config_terms"},  # config_data for its types alone
     "config_data_scenes": {"config_terms"},
+    "config_segment": {"config", "config_terms"},  # config for its types alone
     "config_data_unlabelled": {"config_augment", "config_terms"},
     "config_data": {
         "config_augment",
         "config_consistency",
         "config_data_captions",
+        "config_data_masks",
         "config_data_scenes",
         "config_data_unlabelled",
         "config_incremental",

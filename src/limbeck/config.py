@@ -17,6 +17,7 @@ from limbeck.config_compare import CompareOptions, Contender, PublishedColumn
 from limbeck.config_consistency import AugMixOptions, ConsistencyOptions, check_consistency
 from limbeck.config_data import OWN_TEST, DataOptions, ShiftedTests
 from limbeck.config_data_captions import CaptionOptions
+from limbeck.config_data_masks import MasksOptions
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_detect import DetectOptions, check_detect
@@ -24,6 +25,7 @@ from limbeck.config_image_text import ImageTextOptions, check_image_text_terms
 from limbeck.config_incremental import IncrementalOptions, PhaseOptions, check_incremental
 from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
+from limbeck.config_segment import SegmentOptions, check_segment
 from limbeck.config_semi_supervised import SemiSupervisedOptions, check_semi_supervised
 from limbeck.config_tasks import TAUGHT, TaskName, check_task
 from limbeck.config_terms import (
@@ -99,6 +101,7 @@ __all__ = [
     "LogitTerm",
     "MARTTerm",
     "MLKDTerm",
+    "MasksOptions",
     "ModelOptions",
     "MultiJSTerm",
     "NKDTerm",
@@ -122,6 +125,7 @@ __all__ = [
     "SaveOptions",
     "ScenesOptions",
     "ScheduleOptions",
+    "SegmentOptions",
     "SemiSupervisedOptions",
     "ShiftedTests",
     "TTMTerm",
@@ -174,6 +178,7 @@ class Recipe(Options):
     semi_supervised: SemiSupervisedOptions = SemiSupervisedOptions()
     image_text: ImageTextOptions = ImageTextOptions()
     detect: DetectOptions = DetectOptions()
+    segment: SegmentOptions = SegmentOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     train: TrainOptions = TrainOptions()
@@ -202,6 +207,7 @@ class Recipe(Options):
         if self.task == "image_text":
             check_image_text_terms(terms)
         check_detect(self, settings)
+        check_segment(self)
         self._check_rows()
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from limbeck.config_augment import AugmentOptions
 from limbeck.config_consistency import AugMixOptions
 from limbeck.config_data_captions import CaptionOptions
+from limbeck.config_data_masks import MASKED, MasksOptions, check_masked
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_incremental import IN_MEMORY, PhaseOptions
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Count = Annotated[int, Field(ge=0)]
 LISTED = ("imagenet_lt", "places_lt", "inaturalist18")  # images that a file lists, with their labels
 STORED = ("imagenet", "image_folder", *LISTED)  # images that stay in their files until a batch needs them
-OWN_TEST = ("cifar10", "cifar100", *STORED)  # data sets that come with test images
+OWN_TEST = ("cifar10", "cifar100", *STORED, *MASKED)  # data sets that come with test images
 DEFAULT_TEST = 0.3
 STORED_SIZE = 224
 
@@ -78,6 +79,9 @@ class DataOptions(Options):
         "inaturalist18",
         "emoji",
         "scene_boxes",
+        "scenes",
+        "ade20k",
+        "voc2012",
         "custom",
     ] = Field(
         "digits",
@@ -148,6 +152,7 @@ class DataOptions(Options):
         description="Also measured: `generated` corrupts the test images in 12 ways and 5 strengths; else a folder of "
         "arrays such as CIFAR-10-C, from the data folder; null has none.",
     )
+    masks: MasksOptions = MasksOptions()
     augment: AugmentOptions = AugmentOptions()
     second_view: AugmentOptions | None = Field(
         None, description="Task adversarial: each batch has a second view of its images, augmented so; null has none."
@@ -180,6 +185,11 @@ class DataOptions(Options):
         return self.name in STORED
 
     @property
+    def masked(self) -> bool:
+        """Whether each image has a mask of its pixels' classes."""
+        return self.name in MASKED
+
+    @property
     def stored_size(self) -> int:
         """Side in pixels of images in files as the network sees them."""
         return self.image_size or STORED_SIZE
@@ -192,7 +202,7 @@ class DataOptions(Options):
 
     @model_validator(mode="after")
     def _stored_images(self) -> DataOptions:
-        if (self.train_list or self.test_list) and self.name not in LISTED:
+        if (self.train_list and self.name not in (*LISTED, "voc2012")) or (self.test_list and self.name not in LISTED):
             raise ValueError(f"`train_list` and `test_list` belong to {', '.join(LISTED)}, got `{self.name}`")
         if self.stored and self.stored_size > self.test_resize:
             raise ValueError(
@@ -211,6 +221,12 @@ class DataOptions(Options):
         if self.generated is not None and (self.stored or self.repeats > 1):
             what = f"the images of `{self.name}` are in files" if self.stored else "`repeats` is above 1"
             raise ValueError(f"`generated` expected null where {what}")
+        return self
+
+    @model_validator(mode="after")
+    def _masked(self) -> DataOptions:
+        if self.masked:
+            check_masked(self)
         return self
 
     @model_validator(mode="after")

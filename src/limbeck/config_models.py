@@ -11,7 +11,8 @@ from pydantic_core import PydanticCustomError
 from limbeck.config_terms import Options
 from limbeck.network_names import DEEP_MODELS, OWN, PREFIXED, PREFIXES, PRETRAINED, ZOO, is_prefixed
 
-SIZED_MODELS = ("mlp", "convnet", "detector", "image_text", "image_text_sigmoid")  # those without fixed sizes
+# Those without fixed sizes.
+SIZED_MODELS = ("mlp", "convnet", "detector", "image_text", "image_text_sigmoid", "encoder_decoder")
 STANDARDISING_MODELS = ("wrn_28_10_swish",)  # those that expect pixels in [0, 1]
 
 

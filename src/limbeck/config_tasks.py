@@ -52,6 +52,7 @@ TASK_ONLY: dict[str, tuple[str, ...]] = {
 TASK_DATA: dict[str, tuple[str, ...]] = {
     "emoji": ("image_text",),
     "scene_boxes": ("detect",),
+    **dict.fromkeys(("scenes", "ade20k", "voc2012"), ("segment",)),
 }
 
 

@@ -48,6 +48,7 @@ TASK_NETWORKS: dict[str, tuple[str, ...]] = {
         "faster_rcnn_resnet50",
         "faster_rcnn_resnet101",
     ),
+    "segment": ("encoder_decoder", "pspnet_resnet18", "pspnet_resnet101"),
     "image_text": ("image_text", "image_text_sigmoid"),
 }
 OWN = (*ZOO, *(name for names in TASK_NETWORKS.values() for name in names))

@@ -18,6 +18,7 @@ from limbeck.data.emoji_pairs import open_emoji
 from limbeck.data.generated import MixedSource, open_generated
 from limbeck.data.groups import class_groups
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
+from limbeck.data.masked_sets import open_masked
 from limbeck.data.mixing import mix
 from limbeck.data.phases import class_order, in_order, of_phase
 from limbeck.data.shards import ShardSource
@@ -110,6 +111,8 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
         return open_emoji(options)
     if options.name == "scene_boxes":
         return scene_boxes(options)
+    if options.masked:
+        return open_masked(options, told)
     if options.stored:
         return _stored(options, told)
     parts = of_phase(in_order(_parts(options), options), options.phase)

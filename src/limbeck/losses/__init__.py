@@ -11,6 +11,7 @@ from limbeck.losses.contrastive import CRDLoss
 from limbeck.losses.correlation import DISTLoss
 from limbeck.losses.curriculum import CTKDLoss
 from limbeck.losses.decoupled import DKDLoss
+from limbeck.losses.dense import DenseGKLLoss, DenseIKLLoss, DenseJSLoss, DenseKLLoss
 from limbeck.losses.detection import BoxRegressionLoss, DetectionLoss, FGFILoss
 from limbeck.losses.feature import FeatureLoss
 from limbeck.losses.feature_distributions import FeatureDistributionLoss
@@ -57,6 +58,10 @@ __all__ = [
     "DISTLoss",
     "DKDLoss",
     "DKLLoss",
+    "DenseGKLLoss",
+    "DenseIKLLoss",
+    "DenseJSLoss",
+    "DenseKLLoss",
     "DetectionLoss",
     "DivergenceLoss",
     "EMDLoss",

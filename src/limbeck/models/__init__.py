@@ -11,6 +11,7 @@ from torch import nn
 
 from limbeck.errors import UserError
 from limbeck.models.convnet import convnet
+from limbeck.models.dense import encoder_decoder, pspnet_resnet18, pspnet_resnet101
 from limbeck.models.detectors import detector, faster_rcnn
 from limbeck.models.image_text import SIGMOID_START, image_text
 from limbeck.models.layers import use_group_norm
@@ -87,6 +88,9 @@ TASK_MODELS: dict[str, Callable[..., nn.Module]] = {
     "faster_rcnn_resnet18": partial(faster_rcnn, backbone=_RESNET18, stage_channels=_BASIC[1:]),
     "faster_rcnn_resnet50": partial(faster_rcnn, backbone=_RESNET50, stage_channels=_BOTTLENECK[1:]),
     "faster_rcnn_resnet101": partial(faster_rcnn, backbone=_RESNET101, stage_channels=_BOTTLENECK[1:]),
+    "encoder_decoder": encoder_decoder,
+    "pspnet_resnet18": pspnet_resnet18,
+    "pspnet_resnet101": pspnet_resnet101,
     "image_text": image_text,
     "image_text_sigmoid": partial(image_text, start=SIGMOID_START),
 }

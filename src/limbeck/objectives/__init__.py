@@ -12,6 +12,7 @@ from limbeck.objectives.detection import Detection
 from limbeck.objectives.distill import Distillation
 from limbeck.objectives.image_text import ImageText
 from limbeck.objectives.incremental import Incremental
+from limbeck.objectives.segmentation import Segmentation
 from limbeck.objectives.semi_supervised import SemiSupervised
 from limbeck.objectives.supervised import Batch, Outcome, Supervised
 
@@ -32,6 +33,7 @@ __all__ = [
     "ImageText",
     "Incremental",
     "Outcome",
+    "Segmentation",
     "SemiSupervised",
     "Supervised",
     "build_objective",
@@ -116,5 +118,7 @@ def build_objective(
                 facts=facts,
                 precision=train.teacher_precision,
             )
+        case "segment":
+            return Segmentation(student, teachers, recipe, facts=facts)
         case _:
             raise ValueError(f"no objective of the task `{recipe.task}`")

@@ -105,6 +105,7 @@ def build_loss(
     student: Layers | None = None,
     teacher: Layers | None = None,
     position: int = 0,
+    table: Mapping[str, type[DivergenceLoss]] = LOSSES,
 ) -> DivergenceLoss:
     """Return the loss module of a term. Its weights are a function of the seed and the term's name.
 
@@ -115,11 +116,12 @@ def build_loss(
         student: The student's layers, for a term that looks at one.
         teacher: The teacher's, for a term that looks at one.
         position: The teacher's place among several.
+        table: The losses of a task that has others by the same names.
 
     Raises:
         ValueError: The run does not know what the loss needs, or an option does not fit the networks.
     """
-    loss = LOSSES[term.name]
+    loss = table[term.name]
     takes = inspect.signature(loss).parameters
     known = _known(name, term, facts, student, teacher, position)
     given = {what: find() for what, find in known.items() if what in takes}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from limbeck.losses import GKLLoss
+from limbeck.losses import DenseGKLLoss, GKLLoss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,10 @@ def shared_normalizer(loss: DivergenceLoss, target_logits: Tensor, labels: Tenso
         return {}
     weights = loss.denominator(target_logits, labels)
     samples = weights.new_tensor(float(len(labels)))
+    if isinstance(loss, DenseGKLLoss):
+        samples = (labels != loss.ignore_index).sum().to(weights)  # each pixel is one
     total = facts.sum_over_ranks(torch.stack([weights, samples]))
-    return {"normalizer": total[0] * samples / total[1]}
+    return {"normalizer": total[0] * samples.clamp_min(1) / total[1].clamp_min(1)}
 
 
 def whole_batch(term: Term, inputs: Sequence[object], samples: int, facts: Facts) -> list[object]:
