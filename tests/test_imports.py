@@ -41,6 +41,7 @@ SETTINGS = {
     "config_consistency",
     "config_data",
     "config_data_masks",
+    "config_data_coco",
     "config_data_scenes",
     "config_data_captions",
     "config_data_unlabelled",
@@ -73,6 +74,7 @@ ARROWS: dict[str, set[str]] = {
     "config_semi_supervised": {"config", "config_terms"},
     "config_augment": {"config_terms"},
     "config_data_masks": {"config_augment", "config_data", "config_terms"},  # config_data for its types alone
+    "config_data_coco": {"config_terms"},
     "config_data_scenes": {"config_terms"},
     "config_segment": {"config", "config_terms"},  # config for its types alone
     "config_data_unlabelled": {"config_augment", "config_terms"},
@@ -81,6 +83,7 @@ ARROWS: dict[str, set[str]] = {
         "config_consistency",
         "config_data_captions",
         "config_data_masks",
+        "config_data_coco",
         "config_data_scenes",
         "config_data_unlabelled",
         "config_incremental",

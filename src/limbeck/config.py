@@ -17,6 +17,7 @@ from limbeck.config_compare import CompareOptions, Contender, PublishedColumn
 from limbeck.config_consistency import AugMixOptions, ConsistencyOptions, check_consistency
 from limbeck.config_data import OWN_TEST, DataOptions, ShiftedTests
 from limbeck.config_data_captions import CaptionOptions
+from limbeck.config_data_coco import CocoOptions
 from limbeck.config_data_masks import MasksOptions
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
@@ -73,6 +74,7 @@ __all__ = [
     "CRDTerm",
     "CTKDTerm",
     "CaptionOptions",
+    "CocoOptions",
     "CompareOptions",
     "ConsistencyOptions",
     "Contender",

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from limbeck.config_augment import AugmentOptions
 from limbeck.config_consistency import AugMixOptions
 from limbeck.config_data_captions import CaptionOptions
+from limbeck.config_data_coco import CocoOptions
 from limbeck.config_data_masks import MASKED, MasksOptions, check_masked
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
@@ -82,6 +83,7 @@ class DataOptions(Options):
         "scenes",
         "ade20k",
         "voc2012",
+        "coco",
         "custom",
     ] = Field(
         "digits",
@@ -146,6 +148,7 @@ class DataOptions(Options):
     )
     phase: PhaseOptions | None = Field(None, description="The part of a phase of `incremental`; null is all of them.")
     scenes: ScenesOptions = ScenesOptions()
+    coco: CocoOptions = CocoOptions()
     augmix: AugMixOptions | None = Field(None, description="Task consistency: views of each image; null has none.")
     corrupted_tests: str | None = Field(
         None,

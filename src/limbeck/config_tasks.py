@@ -53,6 +53,7 @@ TASK_DATA: dict[str, tuple[str, ...]] = {
     "emoji": ("image_text",),
     "scene_boxes": ("detect",),
     **dict.fromkeys(("scenes", "ade20k", "voc2012"), ("segment",)),
+    "coco": ("detect",),
 }
 
 

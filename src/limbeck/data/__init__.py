@@ -13,6 +13,7 @@ from limbeck.data import cifar, digits, mnist5k
 from limbeck.data.augment import augment
 from limbeck.data.augmix import AugMixed
 from limbeck.data.boxes import scene_boxes
+from limbeck.data.coco import open_coco
 from limbeck.data.corrupted import Corrupted, MadeHere, open_corrupted
 from limbeck.data.emoji_pairs import open_emoji
 from limbeck.data.generated import MixedSource, open_generated
@@ -113,6 +114,8 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
         return scene_boxes(options)
     if options.masked:
         return open_masked(options, told)
+    if options.name == "coco":
+        return open_coco(options, told)
     if options.stored:
         return _stored(options, told)
     parts = of_phase(in_order(_parts(options), options), options.phase)
