@@ -8,13 +8,16 @@ import signal
 import numpy as np
 import pytest
 import torch
+from cifar_archives import write_cifar
 from engine_runs import Hook, assert_same_run, recipe
 from pydantic import ValidationError
+from recipe_steps import SHORT, as_texts, assert_two_finite_steps, terms_of
 from torch import nn
 
 from limbeck import GKLLoss, KLLoss, MultiJSLoss
 from limbeck.analysis.pictures import draw_run
 from limbeck.config import AugmentOptions, AugMixOptions, ConsistencyOptions, DataOptions
+from limbeck.config_files import load_recipe
 from limbeck.data import Pixels, Source, build_data
 from limbeck.data.augmix import AugMixed, augmix
 from limbeck.data.corrupted import MadeHere, open_corrupted
@@ -321,3 +324,19 @@ def test_rows_may_classify_other_views():
     }
     of_row = options(losses=TERMS, compare={"baseline": "none", "contenders": rows}).of_row("views")
     assert of_row.consistency.classified == "all"
+
+
+# --- the recipe at paper size ---
+
+
+def test_the_recipe_of_cifar100_takes_two_steps_with_every_loss_and_reads_its_archive(tmp_path):
+    name = "consistency/cifar100/wrn_40_2"
+    write_cifar(tmp_path, "cifar100", train=100, test=6)
+    archive(tmp_path / "CIFAR-100-C", names=("fog", "snow"))
+    changes = {**SHORT, "train.epochs": 1, "train.batch_size": 50, "data.folder": tmp_path}
+    recipe = load_recipe(name, as_texts({**changes, "optimizer.learning_rate": 1e-3}))
+    terms = terms_of(name)
+    results = fit(recipe.model_copy(update={"losses": tuple(terms)}), tmp_path / "run")
+    assert_two_finite_steps(tmp_path / "run", len(terms))
+    assert {term.name for term in terms} == {"cross_entropy", "multi_js", "kl", "gkl"}
+    assert list(results["last"]["corruptions"]) == ["fog", "snow"]

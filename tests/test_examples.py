@@ -54,6 +54,16 @@ def same_numbers(ours: str, theirs: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("incremental", r"KL: [\d.]+% of 599"), ("consistency", r"three views: clean [\d.]+%, corrupted [\d.]+%, of 500")],
+)
+def test_an_example_of_a_task_says_what_it_won(name, says, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    importlib.import_module(name).main(epochs=1)
+    assert re.search(says, capsys.readouterr().out)
+
+
 def test_the_users_loop_distils_with_three_calls():
     printed = run_example("user_loop.py")
     teacher, student = (float(accuracy) for accuracy in re.findall(r"([\d.]+)%", printed))

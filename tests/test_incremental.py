@@ -8,8 +8,10 @@ import signal
 import numpy as np
 import pytest
 import torch
+from cifar_archives import write_cifar
 from engine_runs import Hook, assert_same_run, recipe
 from pydantic import ValidationError
+from recipe_steps import SHORT, as_texts, assert_two_finite_steps, terms_of
 from torch import nn
 
 from limbeck import GKLLoss, KLLoss
@@ -276,3 +278,19 @@ def test_a_run_of_phases_is_drawn_and_a_run_without_is_not(run, tmp_path):
         "phase_matrices",
         "corruptions",
     }
+
+
+# --- the recipe at paper size ---
+
+
+def test_the_recipe_of_cifar100_takes_two_steps_a_phase_with_every_loss(tmp_path):
+    write_cifar(tmp_path / "data", "cifar100", train=200, test=100)
+    few = {"incremental.phases": 2, "train.batch_size": 50, "train.epochs": 1, "data.validation": 0}
+    changes = {**SHORT, **few, "data.folder": tmp_path / "data", "optimizer.learning_rate": 1e-3}
+    recipe = load_recipe("incremental/cifar100/lwf", as_texts(changes))
+    terms = terms_of("incremental/cifar100/lwf")
+    results = fit(recipe.model_copy(update={"losses": tuple(terms)}), tmp_path / "run")
+    assert results["steps"] == 4
+    assert_two_finite_steps(tmp_path / "run" / "phase1", len(terms))
+    assert {term.name for term in terms} == {"cross_entropy", "kl", "js", "gkl"}
+    assert load_recipe("incremental/cifar100/lwf").of_row("joint").incremental.phases == 1

@@ -72,7 +72,8 @@ def columns(table):
 
 PUBLISHED = columns(SAME_FAMILY) | columns(TWO_FAMILIES)
 SETTINGS = {line.split()[0]: line.split()[1:] for line in CONFIGURATIONS.strip().splitlines()}
-CIFAR = [name for name in recipe_names() if name.split("/")[1] == "cifar100"]
+ELSEWHERE = ("incremental", "consistency")  # test_incremental.py, test_consistency.py
+CIFAR = [name for name in recipe_names() if name.split("/")[1] == "cifar100" and name.split("/")[0] not in ELSEWHERE]
 CIFAR = [name for name in CIFAR if load_recipe(name).task != "adversarial" and not of_another_library(name)]
 ABLATIONS_OF_WKD = [name for name in CIFAR if name.startswith("ablations/cifar100/wkd-")]
 WKD = [name for name in CIFAR if name.startswith("distill/cifar100/wkd-")]
