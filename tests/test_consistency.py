@@ -161,6 +161,16 @@ def test_what_is_classified_is_an_option(classified, rows):
     assert torch.isclose(outcome.loss, each.mean())
 
 
+def test_views_that_no_term_asks_for_move_no_statistics():
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    images = torch.randn(3, 5, 1, 4, 4)
+    batch = Batch(images[0], torch.tensor([0, 1, 2, 0, 1]), torch.arange(5), 0, (images[1], images[2] + 9))
+    terms = options(losses=[{"name": "cross_entropy"}]).losses
+    plain = Consistency(network, terms, ConsistencyOptions(), epochs=1, facts=Facts(num_classes=3))(batch)
+    assert torch.allclose(network[1].running_mean, 0.1 * images[0].flatten(1).mean(0))
+    assert torch.equal(plain.loss, nn.functional.cross_entropy(network(images[0]), batch.labels))
+
+
 def test_the_prior_observes_clean_logits():
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     terms = options(losses=[{"name": "cross_entropy"}, {"name": "gkl"}]).losses

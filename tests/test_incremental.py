@@ -111,6 +111,18 @@ def test_a_divergence_compares_the_old_classes_alone_and_its_gradient_leaves_new
     assert (gradient[:4] != 0).any()
 
 
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("prior", ["class", "sample"])
+def test_ranks_divide_by_the_weights_of_old_classes_alone(prior, power):
+    loss = GKLLoss(5, prior=prior, weight_power=power)
+    absent = torch.arange(5) >= 3
+    logits, target = torch.randn(2, 6, 5, dtype=torch.float64).masked_fill(absent, -torch.inf)
+    labels = torch.tensor([3, 4] * 3)
+    share = loss.denominator(target, labels) / 2
+    parts = [loss(logits[part], target[part], labels[part], normalizer=share) for part in (slice(0, 3), slice(3, 6))]
+    assert torch.isclose(sum(parts) / 2, loss(logits, target, labels), rtol=1e-6)
+
+
 def test_the_prior_of_a_new_class_is_what_the_old_network_takes_it_for():
     loss, old = GKLLoss(num_classes=5, prior_temperature=2.0), nn.Linear(6, 3)
     images, labels = torch.randn(8, 6), torch.tensor([3, 4] * 4)

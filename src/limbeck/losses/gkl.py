@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck import functional
 from limbeck.functional._check import Reduction, check_positive, check_range, widest
 from limbeck.functional._pairs import Normalizer
-from limbeck.functional._rows import check_normalizer, class_rows, may_underflow
+from limbeck.functional._rows import check_normalizer, class_rows, may_underflow, powered
 from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_prior import ClassPrior
 from limbeck.losses.presets import PresetName, preset_options
@@ -303,7 +303,7 @@ class GKLLoss(ClassWiseLoss):
         shares add up to the whole batch's.
 
         Args:
-            target_logits: (N, C), as `forward` takes them.
+            target_logits: (N, C), as `forward` takes them; classes at -inf, absent on both sides there, weigh nothing.
             labels: As `forward` takes them.
 
         Returns:
@@ -311,9 +311,12 @@ class GKLLoss(ClassWiseLoss):
         """
         if self.prior is None:
             rows, power = self._sample_rows(target_logits)
-            return functional.gkl_normalizer(rows, weight_power=power)
-        table, power = self._table(self.prior, self._check_call(self.prior, target_logits, labels))
-        return functional.gkl_normalizer(table, labels=labels, weight_power=power)
+        else:
+            labels = self._check_call(self.prior, target_logits, labels)
+            table, power = self._table(self.prior, labels)
+            rows = class_rows(table, labels, target_logits)
+        weights = powered(rows, power, fresh=False)
+        return functional.gkl_normalizer(weights.masked_fill(torch.isneginf(target_logits), 0.0))
 
     def _ramped(self, value: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():

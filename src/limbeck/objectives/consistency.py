@@ -35,7 +35,7 @@ class Consistency(Supervised):
 
     All views pass through the network in one batch, as published, so BatchNorm sees them together. `multi_js` takes
     the logits of all views; a divergence of two takes those of a view for its `logits`, the clean ones for its
-    `target_logits`, and is averaged over the views.
+    `target_logits`, and is averaged over the views. Views that no term asks for are not looked at.
 
     Args:
         student: The network that trains.
@@ -59,13 +59,16 @@ class Consistency(Supervised):
         super().__init__(student, terms, epochs=epochs, facts=facts, compiled=compiled)
         self.options = options
         self.pairs = tuple(name for name, term in self.terms.items() if asks_teacher(term))
+        self.compared = options.classified != "clean" or any(
+            not isinstance(term, CrossEntropyTerm) for term in self.terms.values()
+        )
         for name in self.pairs:
             self.losses[name] = build_loss(name, self.terms[name], facts, self.layers)
         self.set_epoch(1)
 
     def forward(self, batch: ManyViews) -> Outcome:
         """Return the loss of a batch, its parts and the logits of the clean images."""
-        views = batch.views
+        views = batch.views if self.compared else ()
         logits = torch.stack(self.layers(torch.cat([batch.images, *views])).logits.chunk(1 + len(views)))
         parts = {name: self._part(name, term, logits, batch.labels) for name, term in self.terms.items()}
         targets = tuple(logits[0].detach() for _ in self.pairs)

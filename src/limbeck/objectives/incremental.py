@@ -67,6 +67,9 @@ class Incremental(Distillation):
         labels = batch.labels[:, self.old :] if soft else batch.labels - self.old
         return objective_terms.cross_entropy(term, view.logits[:, self.old :], labels)
 
+    def _targets(self, batch: Batch) -> tuple[View, ...]:
+        return tuple(view._replace(logits=self._of_old_classes(view.logits)) for view in super()._targets(batch))
+
     def _arguments(
         self,
         name: str,
@@ -78,7 +81,6 @@ class Incremental(Distillation):
     ) -> list[object]:
         if target is not None:
             view = view._replace(logits=self._of_old_classes(view.logits))
-            target = target._replace(logits=self._of_old_classes(target.logits))
         return super()._arguments(name, term, batch, view, target, teacher)
 
     def _of_old_classes(self, logits: Tensor) -> Tensor:
