@@ -112,6 +112,37 @@ def test_two_ranks_have_the_losses_and_the_statistics_of_one(name, teacher, tmp_
     assert_one_run(*on_one_and_on_two_ranks(options(teacher, LOSSES[name]), tmp_path))
 
 
+def test_two_ranks_learn_phase_by_phase_as_one(tmp_path):
+    content = recipe(
+        task="distill",
+        incremental={"phases": 2},
+        data={"labels_per_class": 12, "class_order": "drawn"},
+        model=STUDENT,
+        losses=LOSSES["gkl"],
+        optimizer={"learning_rate": 0.01},
+        train={"epochs": 1, "batch_size": 32},
+        save={"log_every": 1},
+    )
+    one, two = on_one_and_on_two_ranks(content, tmp_path)
+    assert_one_run(one / "phase1", two / "phase1")
+    kept = [run_folder.read_results(run)["incremental"]["after_phase"] for run in (one, two)]
+    assert kept[1] == pytest.approx(kept[0], abs=0.01)
+
+
+def test_two_ranks_compare_views_as_one(tmp_path):
+    data = {"name": "mnist5k", "labels_per_class": 5, "test": 0.05, "validation": 0.01, "augmix": {"views": 2}}
+    content = recipe(
+        task="consistency",
+        data=data,
+        model=STUDENT,
+        losses=[*LOSSES["gkl"], {"name": "multi_js", "weight": 4.0}],
+        optimizer={"learning_rate": 0.01},
+        train={"epochs": 1, "batch_size": 18},
+        save={"log_every": 1},
+    )
+    assert_one_run(*on_one_and_on_two_ranks(content, tmp_path))
+
+
 def test_two_ranks_mix_the_images_of_the_whole_batch(teacher, tmp_path):
     content = options(teacher, LOSSES["gkl"], data={"labels_per_class": 13, "augment": {"mixup": 1.0}})
     assert_one_run(*on_one_and_on_two_ranks(content, tmp_path))
