@@ -21,6 +21,7 @@ from limbeck.data.groups import class_groups
 from limbeck.data.loader import Batch, epoch_batches, steps_per_epoch
 from limbeck.data.masked_sets import open_masked
 from limbeck.data.mixing import mix
+from limbeck.data.pairs import PairSource
 from limbeck.data.phases import class_order, in_order, of_phase
 from limbeck.data.shards import ShardSource
 from limbeck.data.shifted import ShiftedTest
@@ -47,6 +48,7 @@ __all__ = [
     "Dataset",
     "ImageStream",
     "Order",
+    "PairSource",
     "PartlyLabelled",
     "Pixels",
     "Samples",

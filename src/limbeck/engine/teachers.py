@@ -13,7 +13,7 @@ from safetensors.torch import load as load_safetensors
 
 from limbeck.config import OWN_TEST, AugmentOptions
 from limbeck.config_files import load_recipe
-from limbeck.data import DataBundle, Source, StoredSource, build_data
+from limbeck.data import DataBundle, PairSource, Source, StoredSource, build_data
 from limbeck.data.user import UserTraining
 from limbeck.engine import ranks, run_folder
 from limbeck.engine.given import fingerprint
@@ -139,7 +139,9 @@ class Resources:
             teacher = _with_logits(model, fingerprint, data, task, known)
             if channels_last:
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
-            if self._views and isinstance(data.train, Source):  # a user's loader may write new images to one tensor
+            if self._views and isinstance(
+                data.train, Source | PairSource
+            ):  # a user's loader may write new images to one tensor
                 teacher = replace(teacher, model=RememberingTeacher(model))
             self._teachers[key] = teacher
         return self._teachers[key]

@@ -7,13 +7,13 @@ augmentation and the teachers' forward passes. The tensors are those of the firs
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from limbeck.data import Source, open_stream
+from limbeck.data import PairSource, Source, open_stream
 from limbeck.engine import ranks
 
 if TYPE_CHECKING:
@@ -102,12 +102,11 @@ class RememberingTeacher(nn.Module):
         self.teacher = teacher
         self._said = WeakIdKeyDictionary()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits `(N, C)` of the images."""
+    def forward(self, images: Tensor, *others: Tensor) -> Any:
+        """Return the logits `(N, C)` of the images; of pairs, whose tokens belong to the images, both features."""
         if images not in self._said:
-            self._said[images] = self.teacher(images)
-        logits: Tensor = self._said[images]
-        return logits
+            self._said[images] = self.teacher(images, *others)
+        return self._said[images]
 
     def through(self, network: nn.Module) -> RememberingTeacher:
         """Return a teacher of the same memory that asks another network, such as this one compiled."""
@@ -138,7 +137,7 @@ class ViewStore:
 
         Threads and precision count too: the teachers' logits hang on the batches.
         """
-        if not isinstance(data.train, Source):
+        if not isinstance(data.train, Source | PairSource):
             return open_run_stream(recipe, data)  # views of files are too large; a user's loader keeps what it wants
         train = recipe.train
         teaching = (train.teacher_precision, train.teacher_compile)
