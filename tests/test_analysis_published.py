@@ -54,6 +54,18 @@ def test_difference_is_ours_less_the_papers(tmp_path):
     assert texts["teacher"][4:] == ("97.50", "-", "+0.50")
 
 
+def test_another_task_is_beside_the_paper_by_its_own_measure(tmp_path):
+    folder = comparison(tmp_path, ["kl", "ce"])
+    for path in folder.rglob("results.json"):
+        results = json.loads(path.read_text()) | {"task": "segment"}
+        miou = {"test": {"miou": 0.5, "samples": 20}}
+        results["last"] = results["last"] | miou | {"validation": None}
+        path.write_text(json.dumps(results | {"optimistic": {"epoch": 1, **miou}, "teachers": [miou]}))
+    texts = {line[0]: line for line in cells(compare_with_paper(folder))}
+    assert texts["kl"][4:6] == ("50.00 ± 0.00", "50.00 ± 0.00")
+    assert texts["teacher"][4] == "50.00"
+
+
 def test_rival_without_a_loss_and_row_that_was_left_out_are_told_apart(tmp_path):
     rows = rows_by_name(comparison(tmp_path, ["kl"], contenders=["ce", "kl", "gkl"]))
     assert (rows["crd"].remark, rows["gkl"].remark, rows["kl"].remark) == ("no loss here yet", "not trained", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 from fake_runs import fake_run, write_json
@@ -54,6 +55,19 @@ def test_the_best_on_validation_is_chosen_and_no_other_test_accuracy_is_shown(tm
         ["0.1", "90.05 ± 0.07", "2/2", "82.05 ± 0.07 *"],
         ["1", "70.05 ± 0.07", "2/2", ""],
     ]
+
+
+def test_another_task_is_swept_by_its_own_measure(tmp_path):
+    folder = fake_sweep(tmp_path, RATES, THREE)
+    for path in folder.rglob("results.json"):
+        results = json.loads(path.read_text())
+        for split in ("validation", "test"):
+            results["last"][split] = {"miou": results["last"][split]["top1"], "samples": 20}
+        write_json(path, results | {"task": "segment"})
+    sweep = summarise(folder)
+    assert columns(sweep)[0] == ["optimizer.\nlearning_rate", "validation mIoU, %", "n", "test mIoU, %"]
+    assert columns(sweep)[1][1][1:] == ["90.05 ± 0.07", "2/2", "82.05 ± 0.07 *"]
+    assert "only its test mIoU is shown" in notes(sweep)[-1]
 
 
 def test_without_validation_all_rows_show_test_and_none_is_chosen(tmp_path):

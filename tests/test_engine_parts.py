@@ -304,6 +304,14 @@ def test_running_means_are_over_samples_whenever_they_are_flushed():
     )
 
 
+def test_correct_predictions_are_counted_whole_and_other_scores_are_kept():
+    means = RunningMeans(())
+    means.add(1, 60, torch.tensor([0.0, 49.0]) / 60)
+    assert means.take("line")["score"] == 49 / 60
+    means.add(2, 8, torch.tensor([0.0, 0.3]))
+    assert means.take("line")["score"] == pytest.approx(0.3)
+
+
 def test_spans_start_anew_when_they_are_taken():
     means = RunningMeans(())
     means.add(1, 10, torch.tensor([1.0, 0.5]))

@@ -80,8 +80,8 @@ class PublishedRow:
     Attributes:
         name: the row's, or "teacher".
         terms: the loss terms of its setting; empty where nothing is trained.
-        paper: the paper's test top-1.
-        ours: test top-1, over the seeds.
+        paper: the paper's figure on test: top-1, or the task's measure.
+        ours: the same on test, over the seeds.
         optimistic: of the epoch that was best on the test images, which the figure above never is.
         robust_paper: the paper's accuracy under AutoAttack.
         robust: accuracy under the attack that the comparison is made by, over the seeds.
@@ -170,16 +170,16 @@ def _is_student_alone(row: PublishedRow) -> bool:
 
 
 def _teacher(comparison: Comparison) -> Spread | None:
-    """Return the first teacher's test top-1, as the students' runs took it down, each teacher once."""
-    runs = [run for row in comparison.rows for run in row.runs.values()]
-    found = {teachers[0]["test"]["top1"] * 100 for run in runs if (teachers := run.results["teachers"])}
+    """Return the first teacher's main measure on test, as the students' runs took it down, each teacher once."""
+    runs, key = [run for row in comparison.rows for run in row.runs.values()], comparison.headline.main.key
+    found = {teachers[0]["test"][key] * 100 for run in runs if (teachers := run.results["teachers"])}
     return spread(sorted(found)) if found else None
 
 
 def _optimistic(runs: Sequence[Run]) -> Spread | None:
-    """Return the test top-1 of the epoch best on test; None unless every run has it."""
-    best = [run.results.get("optimistic") for run in runs]
-    return spread([each["test"]["top1"] * 100 for each in best if each]) if all(best) else None
+    """Return the main measure on test of the epoch best on test; None unless every run has it."""
+    best, key = [run.results.get("optimistic") for run in runs], runs[0].headline.main.key
+    return spread([each["test"][key] * 100 for each in best if each]) if all(best) else None
 
 
 # --- weights in few words -----------------------------------------------------------------------------------

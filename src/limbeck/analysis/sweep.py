@@ -12,6 +12,7 @@ from limbeck.analysis.run_files import Run, read_versioned
 from limbeck.analysis.statistics import spread
 from limbeck.analysis.wording import mean_and_std
 from limbeck.errors import UserError, missing_extra
+from limbeck.headlines import HEADLINES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from limbeck.analysis.statistics import Spread
+    from limbeck.headlines import Headline
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Point:
     Attributes:
         name: Its folder.
         values: One of each axis.
-        validation: On validation, what points are compared by: top-1, or robust accuracy after adversarial training.
+        validation: On validation, what points are compared by: the task's measure, or robust accuracy after
+            adversarial training.
         test: The same on test.
         clean_validation: Top-1 on validation, after adversarial training.
         clean_test: Top-1 on test, after adversarial training.
@@ -82,6 +85,7 @@ class Sweep:
             they have adversaries of different radius, norm or validation attack.
         attacks: How robust accuracy on test was measured, of the chosen point, or of all where none can be chosen;
             None without adversarial training, and where it would not be comparable.
+        headline: What the task is judged by.
     """
 
     title: str
@@ -93,6 +97,7 @@ class Sweep:
     adversarial: bool
     comparable: bool
     attacks: AttackPlan | None = None
+    headline: Headline = HEADLINES["supervised"]
 
     @property
     def split(self) -> str:
@@ -102,7 +107,7 @@ class Sweep:
     def measure(self, split: str) -> str:
         """Return in words what points are compared by on a split."""
         if not self.adversarial:
-            return f"{split} top-1"
+            return f"{split} {self.headline.main.short}"
         if self.attacks is None:
             return f"{split} robust accuracy"
         return f"{split} {self.attacks.validation if split == 'validation' else self.attacks.headline}"
@@ -157,6 +162,7 @@ def summarise(folder: Path) -> Sweep:
         raise UserError(f"{path}: lacks {error}; start the sweep again with `limbeck sweep`") from error
     if not finished:
         raise UserError(f"{folder}: none of the runs of this sweep is finished; the same `limbeck sweep` goes on")
+    sweep = replace(sweep, headline=finished[0].headline)
     return _attacked(sweep) if sweep.adversarial and sweep.comparable else sweep
 
 
@@ -253,9 +259,11 @@ def _choice(sweep: Sweep) -> list[str]:
     elif chosen is None:
         sentences.append("No point has all of its seeds yet, so none is chosen.")
     elif chosen.test is not None:
+        main = sweep.headline.main
+        word = "accuracy" if main.key == "top1" else main.short
         sentences.append(
-            f"* chosen on validation among {len(sweep.points)} points, the first of equals; only its test accuracy is "
-            "shown. Its accuracy on validation is the largest of many, and so too high; that on test is not."
+            f"* chosen on validation among {len(sweep.points)} points, the first of equals; only its test {word} is "
+            f"shown. Its {word} on validation is the largest of many, and so too high; that on test is not."
         )
     return sentences
 
