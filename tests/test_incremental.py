@@ -24,6 +24,7 @@ from limbeck.engine import run_folder
 from limbeck.engine.compare import compare
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.fit import fit
+from limbeck.engine.generations import train_generations
 from limbeck.engine.phases import measure_forgetting, measure_phases, measure_within, phase_ends
 from limbeck.errors import Interrupted, UserError
 from limbeck.models.growing import UNKNOWN, FewerClasses, grow
@@ -260,6 +261,11 @@ def test_more_phases_than_classes_and_a_wrong_order_are_said_in_a_line(tmp_path)
         fit(chain(incremental={"phases": 11}), tmp_path / "r")
     with pytest.raises(UserError, match="each of the classes 0 to 9 of `digits` once"):
         build_data(DataOptions(class_order=(0, 1)))
+
+
+def test_phases_are_no_generations(tmp_path):
+    with pytest.raises(UserError, match="--generations expected a recipe without `incremental`"):
+        train_generations(chain(), tmp_path / "f", 2)
 
 
 def test_a_recipe_without_phases_asks_for_teachers_as_before():

@@ -51,6 +51,8 @@ def train_generations(
     """
     if recipe.task != "distill":
         raise UserError(f"--generations expected a recipe of task `distill`, got task `{recipe.task}`")
+    if recipe.incremental is not None:
+        raise UserError("--generations expected a recipe without `incremental`, whose phases learn from one another")
     run_folder.refuse_run(folder, "--run")
     resources, sources = Resources(), None
     place = ranks.here()
