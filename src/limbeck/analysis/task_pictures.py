@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from limbeck.analysis import corruptions, image_text_pictures, phases
+from limbeck.analysis import corruptions, image_text_pictures, phases, semi_supervised_pictures
 from limbeck.analysis.run_files import Run
 
 if TYPE_CHECKING:
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 # Called with the first run of each row, by name.
 Draw: TypeAlias = Callable[[Mapping[str, Run]], "list[Picture]"]
 
-PICTURES: Mapping[str, Draw] = {"image_text": image_text_pictures.pictures}
+PICTURES: Mapping[str, Draw] = {
+    "image_text": image_text_pictures.pictures,
+    "semi_supervised": semi_supervised_pictures.pictures,
+}
 
 
 def of_task(rows: Mapping[str, Sequence[Run]]) -> list[Picture]:

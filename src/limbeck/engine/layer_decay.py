@@ -12,15 +12,13 @@ from limbeck.models import Network
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MOST = 0.5  # of the parameters: what a list of blocks has at least that a network is made of
-
 
 def depths(network: nn.Module) -> tuple[list[int], int]:
     """Return how deep each parameter of a network lies, and the depth of its head.
 
     Depth 0 is what comes before the blocks, i the i-th block, and the head's what comes behind them. Blocks are the
-    stages of a network of this library, else the list of like modules that most of the parameters are in, as
-    transformers have it.
+    stages of a network of this library, else the list of like modules with the most parameters, as transformers
+    have it.
 
     Args:
         network: A network.
@@ -58,16 +56,18 @@ def _blocks(network: nn.Module) -> Sequence[nn.Module]:
     for part in network.modules():
         if isinstance(part, Network):
             return [stage for name, stage in part.features.named_children() if name.startswith("stage")]
-    whole = _size(network)
-    for part in network.modules():
-        children = list(part.children())
-        alike = len(children) > 1 and len({type(child) for child in children}) == 1
-        if isinstance(part, nn.ModuleList | nn.Sequential) and alike and _size(part) >= MOST * whole:
-            return children
-    raise UserError(
-        f"`optimizer.layer_decay` expected a network with a list of blocks, got {type(network).__name__} without one; "
-        "set it to 1"
-    )
+    lists = [part for part in network.modules() if isinstance(part, nn.ModuleList | nn.Sequential) and _alike(part)]
+    if not lists:
+        raise UserError(
+            f"`optimizer.layer_decay` expected a network with a list of blocks, got {type(network).__name__} without "
+            "one; set it to 1"
+        )
+    return list(max(lists, key=_size).children())
+
+
+def _alike(part: nn.Module) -> bool:
+    children = list(part.children())
+    return len(children) > 1 and len({type(child) for child in children}) == 1
 
 
 def _size(module: nn.Module) -> int:

@@ -260,7 +260,7 @@ class Trainer:
         headline = headline_of(self.recipe.task)
         line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
         line |= {
-            "train": {"loss": means["loss"], headline.training.key: means["score"]},
+            "train": {"loss": means["loss"], headline.training.key: means["score"], **self._watched(means)},
             **self.validator.measure_epoch(self.candidate, self.average),
         }
         self.log.write(line, self._timing())
@@ -289,6 +289,9 @@ class Trainer:
             "weights": self.objective.weights,
         }
         self.log.write(line, self._timing())
+
+    def _watched(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {name: means[name] for name in self.objective.logged if name not in self.objective.terms}
 
     def _timing(self) -> dict[str, float]:
         seconds = time.monotonic() - self.started

@@ -13,6 +13,7 @@ from limbeck.engine import run_folder
 from limbeck.engine.corrupted import example_images, with_corrupted
 from limbeck.engine.judged import judge
 from limbeck.engine.metrics import EVALUATION_BATCH
+from limbeck.engine.pool_examples import pool_examples
 from limbeck.engine.robustness import evaluate_robustness
 from limbeck.engine.run_folder import atomic_file, write_json
 from limbeck.engine.shifted import measure_shifted
@@ -170,6 +171,8 @@ def _predictions(trainer: Trainer, model: nn.Module, test_logits: Tensor) -> dic
     if isinstance(model, Network) and len(data.test):
         arrays["test_features"] = _features(model, data.test)
     arrays |= example_images(data, trainer.recipe)
+    if trainer.recipe.task == "semi_supervised":
+        arrays |= pool_examples(trainer)
     prior = trainer.objective.class_prior()
     if prior is not None:
         arrays["prior"] = prior

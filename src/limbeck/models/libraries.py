@@ -29,7 +29,9 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "swin_pico_patch4_window7_224": (
         "swin_tiny_patch4_window7_224",
         {"embed_dim": 48, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)},
-    )
+    ),
+    # ViT-S of USB, arXiv 2208.07204, for images of 32 pixels.
+    "vit_small_patch2_32": ("vit_small_patch16_224", {"patch_size": 2}),
 }
 AUXILIARY = ("googlenet", "inception_v3")  # of torchvision: they return several logits in training
 
