@@ -258,9 +258,10 @@ class Trainer:
         for network in dict.fromkeys((self.model, self.candidate, *averaged)):
             self.ranks.share_buffers(network)
         headline = headline_of(self.recipe.task)
+        watched = {name: means[name] for name in self.objective.logged if name not in self.objective.terms}
         line: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
         line |= {
-            "train": {"loss": means["loss"], headline.training.key: means["score"], **self._watched(means)},
+            "train": {"loss": means["loss"], headline.training.key: means["score"], **watched},
             **self.validator.measure_epoch(self.candidate, self.average),
         }
         self.log.write(line, self._timing())
@@ -289,9 +290,6 @@ class Trainer:
             "weights": self.objective.weights,
         }
         self.log.write(line, self._timing())
-
-    def _watched(self, means: Mapping[str, float]) -> dict[str, float]:
-        return {name: means[name] for name in self.objective.logged if name not in self.objective.terms}
 
     def _timing(self) -> dict[str, float]:
         seconds = time.monotonic() - self.started
