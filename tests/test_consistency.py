@@ -28,6 +28,7 @@ from limbeck.data.streams import Order
 from limbeck.engine import run_folder
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.fit import fit
+from limbeck.engine.views import ViewStore
 from limbeck.errors import Interrupted, UserError
 from limbeck.objectives import Consistency, Facts
 
@@ -350,3 +351,13 @@ def test_the_recipe_of_cifar100_takes_two_steps_with_every_loss_and_reads_its_ar
     assert_two_finite_steps(tmp_path / "run", len(terms))
     assert {term.name for term in terms} == {"cross_entropy", "multi_js", "kl", "gkl"}
     assert list(results["last"]["corruptions"]) == ["fog", "snow"]
+
+
+def test_rows_of_a_seed_share_their_views():
+    store = ViewStore()
+    content = options(data={"corrupted_tests": None})
+    data = build_data(content.data)
+    first, again = (next(iter(store.stream(content, data).batches(1))) for _ in range(2))
+    assert all(a is b for a, b in zip(first.views, again.views, strict=True))
+    other = content.model_copy(update={"seed": 1})
+    assert not torch.equal(next(iter(store.stream(other, data).batches(1))).views[0], first.views[0])

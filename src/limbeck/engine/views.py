@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from limbeck.data import PairSource, Source, open_stream
+from limbeck.data import AugMixed, PairSource, Source, open_stream
 from limbeck.engine import ranks
 
 if TYPE_CHECKING:
@@ -137,13 +137,14 @@ class ViewStore:
 
         Threads and precision count too: the teachers' logits hang on the batches.
         """
-        if not isinstance(data.train, Source | PairSource):
+        if not isinstance(data.train, Source | PairSource | AugMixed):
             return open_run_stream(recipe, data)  # views of files are too large; a user's loader keeps what it wants
         train = recipe.train
         teaching = (train.teacher_precision, train.teacher_compile)
         arithmetic = (train.threads, train.precision, train.channels_last, train.accumulate, teaching)
         order = (recipe.seed, train.batch_size, train.drop_last, recipe.data.repeats)
-        key = (data.fingerprint, data.device, recipe.data.augment, recipe.data.second_view, order, arithmetic)
+        views = (recipe.data.augment, recipe.data.second_view, recipe.data.augmix)
+        key = (data.fingerprint, data.device, views, order, arithmetic)
         if self._stream is None or key != self._key:
             self._key, self._stream = key, KeptStream(open_run_stream(recipe, data), self._room)
         return self._stream
