@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tiny_clip import SIZES, write_network
 
 from limbeck.config import ModelOptions
 from limbeck.errors import UserError
@@ -15,22 +16,11 @@ from limbeck.models.image_text import LARGEST_SCALE
 from limbeck.models.prefixed_towers import PrefixedTowers
 
 transformers = pytest.importorskip("transformers")
-SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-TEXT = {"vocab_size": 60, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 HALF = Standardisation((0.5,) * 3, (0.25,) * 3)
 
 
-def folder_of(kind, path):
-    """Write the configuration of a tiny CLIP or SigLIP, with towers of different widths where it may have them."""
-    vision = {**SIZES, "image_size": 16, "patch_size": 8}
-    text = {**SIZES, **TEXT, "hidden_size": 12 if kind == "clip" else 16, "projection_size": 16}
-    config = {"model_type": kind, "vision_config": vision, "text_config": text, "projection_dim": 10}
-    (path / "config.json").write_text(json.dumps(config))
-    return path
-
-
 def towers_of(kind, path, **options):
-    made = ModelOptions(name=f"hf:{folder_of(kind, path)}", **options)
+    made = ModelOptions(name=f"hf:{write_network(path, kind)}", **options)
     return build_model(made, image_shape=(3, 16, 16), num_classes=4, seed=0, data=HALF, task="image_text")
 
 
