@@ -13,6 +13,7 @@ from limbeck.config_terms_logit import LOGIT_TERMS
 from limbeck.config_terms_maps import MAPS_TERMS
 from limbeck.config_terms_moments import MOMENTS_TERMS
 from limbeck.config_terms_relations import RELATIONS_TERMS
+from limbeck.config_terms_segment import SEGMENT_TERMS
 from limbeck.config_terms_self import SELF_TERMS
 from limbeck.config_terms_transport import TRANSPORT_TERMS
 
@@ -26,6 +27,7 @@ TERMS: dict[str, type[TermOptions]] = {
     **RELATIONS_TERMS,
     **SELF_TERMS,
     **DETECTION_TERMS,
+    **SEGMENT_TERMS,
 }
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ TASK_TERMS: dict[str, tuple[str, ...]] = {
     "consistency": (
         *("cross_entropy", "multi_js", "kl", "reverse_kl", "js", "dkl", "ikl", "gkl", "logit_mse", "probability_mse"),
     ),
-    "segment": ("cross_entropy", "kl", "js", "ikl", "gkl"),
+    "segment": ("cross_entropy", "kl", "js", "ikl", "gkl", "cwd", "apd"),
     "detect": (
         *("detection", "kl", "js", "dkd", "ikl", "gkl", "wkd_logit"),
         *("wkd_feature", "fitnet", "review_kd", "fgfi", "box_regression"),
@@ -44,6 +44,8 @@ TASK_TERMS: dict[str, tuple[str, ...]] = {
 # Losses that belong to some tasks only.
 TASK_ONLY: dict[str, tuple[str, ...]] = {
     "multi_js": ("consistency",),
+    "cwd": ("segment",),
+    "apd": ("segment",),
     "detection": ("detect",),
     "fgfi": ("detect",),
     "box_regression": ("detect",),

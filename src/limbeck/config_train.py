@@ -34,13 +34,15 @@ class OptimizerOptions(Options):
 class ScheduleOptions(Options):
     """Learning rate over the run, as a factor of the peak; stepped every batch but for multistep."""
 
-    name: Literal["constant", "multistep", "cosine", "onecycle", "fixmatch"] = Field(
-        "cosine", description="Shape; fixmatch is cos(7/16 pi t), which ends at 0.195 of the peak."
+    name: Literal["constant", "multistep", "cosine", "onecycle", "fixmatch", "poly"] = Field(
+        "cosine",
+        description="Shape; fixmatch is cos(7/16 pi t), which ends at 0.195 of the peak; poly is (1 - t)^power.",
     )
     milestones: tuple[Positive, ...] = Field((), description="Epochs after which multistep decays.")
     decay_factor: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="Factor of multistep's decay.")
     warmup_epochs: NonNegative = Field(0.0, description="Linear warm-up (not of onecycle).")
     warmup_fraction: Fraction = Field(0.3, description="Share of the run in which onecycle rises.")
+    power: Positive = Field(0.9, description="Of poly, as public code of segmentation has it.")
     final_factor: Fraction = Field(0.0, description="Where cosine and onecycle end, as a factor of the peak.")
 
     @model_validator(mode="after")

@@ -49,6 +49,8 @@ def learning_rate_factor(options: ScheduleOptions, step: int, *, steps_per_epoch
         case "fixmatch":  # arXiv 2001.07685, section 2.4
             start = max(warmup, 1.0)
             return rise * math.cos(7 / 16 * math.pi * max((step - start) / max(total - start, 1), 0.0))
+        case "poly":  # t is the share of the steps done, so that the last step has still some
+            return float(rise * (1 - max(step - 1 - warmup, 0.0) / max(total - warmup, 1)) ** options.power)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

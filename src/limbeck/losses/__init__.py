@@ -3,6 +3,7 @@
 from limbeck.losses.adaptive import AKLLoss
 from limbeck.losses.attention import ATLoss
 from limbeck.losses.base import DivergenceLoss
+from limbeck.losses.channel_wise import CWDLoss
 from limbeck.losses.class_attention import CATLoss
 from limbeck.losses.class_prior import ClassPrior, PriorStatus
 from limbeck.losses.congruence import CCLoss
@@ -30,6 +31,7 @@ from limbeck.losses.normalized import NKDLoss
 from limbeck.losses.notation import Translation, translate
 from limbeck.losses.one_for_all import OFALoss
 from limbeck.losses.overhaul import OFDLoss
+from limbeck.losses.perspective import APDLoss
 from limbeck.losses.projectors import build_projector
 from limbeck.losses.proximal_transport import EMDLoss
 from limbeck.losses.relational import RKDLoss
@@ -47,12 +49,14 @@ from limbeck.losses.zipf import ZipfLoss
 
 __all__ = [
     "AKLLoss",
+    "APDLoss",
     "ATLoss",
     "BoxRegressionLoss",
     "CATLoss",
     "CCLoss",
     "CRDLoss",
     "CTKDLoss",
+    "CWDLoss",
     "ClassPrior",
     "ContrastiveDivergenceLoss",
     "DISTLoss",

@@ -65,6 +65,8 @@ LOSSES: Mapping[str, type[DivergenceLoss]] = {
     "tf_kd": losses.TfKDLoss,
     "zipf": losses.ZipfLoss,
     "uskd": losses.USKDLoss,
+    "cwd": losses.CWDLoss,
+    "apd": losses.APDLoss,
     "detection": losses.DetectionLoss,
     "fgfi": losses.FGFILoss,
     "box_regression": losses.BoxRegressionLoss,

@@ -56,6 +56,17 @@ class PixelBatch:
     factor: Tensor
 
 
+@dataclass(frozen=True)
+class PixelOutcome(Outcome):
+    """An outcome that keeps what the teachers' layers showed.
+
+    Attributes:
+        targets: A view of each teacher.
+    """
+
+    targets: tuple[View, ...] = ()
+
+
 class Segmentation(Distillation):
     """Cross-entropy of each pixel, and divergences between the pixels of student and teachers.
 
@@ -125,7 +136,16 @@ class Segmentation(Distillation):
                 parts[name] = self._own_part(name, term, view, batch)
         if isinstance(batch, PixelBatch):
             parts = {name: value * batch.factor for name, value in parts.items()}
-        return Outcome(self._total(parts), view.logits, parts, tuple(target.logits for target in targets))
+        said = tuple(target.logits for target in targets)
+        return PixelOutcome(self._total(parts), view.logits, parts, said, targets)
+
+    def after_step(self, batch: Batch, outcome: Outcome) -> None:
+        """Let the losses observe, and the teachers' adapters of those that have some learn (a collective)."""
+        super().after_step(batch, outcome)
+        for name in self.taught:
+            for loss, target in zip(self._per_teacher(name), cast("PixelOutcome", outcome).targets, strict=True):
+                if isinstance(loss, losses.APDLoss):
+                    loss.adapt(target.features[name], batch.labels, self.facts.sum_over_ranks)
 
     def _own_part(self, name: str, term: Term, view: View, batch: Batch) -> Tensor:
         """Return the cross-entropy of the pixels that take part, that of an auxiliary head beside it."""
