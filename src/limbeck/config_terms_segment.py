@@ -28,7 +28,6 @@ class APDTerm(FeatureTerm):
     cost: ClassVar[str] = "N·H·W·D·width; two 1x1 convolutions per network"
     inputs: ClassVar[tuple[Input, ...]] = ("features", "target_features", "labels")
     memory: ClassVar[str] = "the teacher's adapter, with an Adam of its own"
-    hard_labels: ClassVar[bool] = True
     name: Literal["apd"] = "apd"
     features: tuple[str, ...] = feature_names("decoder")
     km_weight: NonNegative = Field(10.0, description="Factor of the KL of the pixels' likeness to the centres.")

@@ -25,7 +25,6 @@ class DenseNetwork(nn.Module):
 
     decoder: nn.Module
     head: nn.Conv2d
-    auxiliary: nn.Module | None = None
 
 
 class EncoderDecoder(DenseNetwork):
@@ -146,7 +145,7 @@ class PSPNet(DenseNetwork):
         maps = images
         for name, stage in self.features.named_children():
             maps = stage(maps)
-            if name == "stage3" and self.training and self.auxiliary is not None:
+            if name == "stage3" and self.training:
                 self.auxiliary(maps)
         logits = self.head(self.dropout(self.decoder(maps)))
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=True)

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 IGNORED = 255
 
-DENSE: Mapping[str, type[DivergenceLoss]] = {
-    **LOSSES,
+PER_PIXEL: Mapping[str, type[DivergenceLoss]] = {
     "kl": losses.DenseKLLoss,
     "js": losses.DenseJSLoss,
     "ikl": losses.DenseIKLLoss,
     "gkl": losses.DenseGKLLoss,
 }
+DENSE: Mapping[str, type[DivergenceLoss]] = {**LOSSES, **PER_PIXEL}
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +155,20 @@ class Segmentation(Distillation):
             aside = _at_size(logits, tuple(batch.labels.shape[1:]))
             value = value + self.auxiliary_weight * pixel_cross_entropy(aside, batch.labels, options.label_smoothing)
         return value
+
+    def _arguments(
+        self,
+        name: str,
+        term: Term,
+        batch: Batch,
+        view: View,
+        target: View | None = None,
+        teacher: Layers | None = None,
+    ) -> list[object]:
+        """What a term's loss is called with; those of pixels have labels beside, for the pixels that are left out."""
+        if target is not None and term.name in PER_PIXEL:
+            return [view.logits, target.logits, batch.labels]
+        return super()._arguments(name, term, batch, view, target, teacher)
 
     def score(self, batch: Batch, outcome: Outcome) -> Tensor:
         """Return the share of pixels that are taken for what they are, weighted as the loss is."""
