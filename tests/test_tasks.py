@@ -12,8 +12,8 @@ from limbeck.data import Batch
 from limbeck.engine.micro_batches import micro_batches
 from limbeck.headlines import HEADLINES, main_measure
 from limbeck.measures import JUDGES
-from limbeck.models import MODELS
-from limbeck.network_names import TASK_NETWORKS, ZOO
+from limbeck.models import TASK_MODELS
+from limbeck.network_names import TASK_NETWORKS
 
 TASKS = tuple(HEADLINES)
 
@@ -26,7 +26,7 @@ def test_the_tables_of_tasks_name_losses_networks_and_tasks_that_there_are():
     assert set(TASK_TERMS) <= set(TASKS)
     assert {name for names in TASK_TERMS.values() for name in names} <= set(TERMS)
     assert set(TASK_ONLY) <= set(TERMS)
-    assert {name for names in TASK_NETWORKS.values() for name in names} <= set(ZOO) & set(MODELS)
+    assert {name for names in TASK_NETWORKS.values() for name in names} == set(TASK_MODELS)
     for tasks in (*TASK_ONLY.values(), *TASK_DATA.values(), TAUGHT, tuple(TASK_NETWORKS)):
         assert set(tasks) <= set(TASKS)
 
