@@ -182,6 +182,7 @@ def needs(term: type[TermOptions]) -> str:
         "hard labels" if term.hard_labels else "labels": "labels" in inputs,
         "features": bool(inputs & {"features", "target_features"}),
         "the classifier": bool(inputs & {"head", "target_head"}),
+        "several views": "view_logits" in inputs,
         f"memory ({term.memory})": bool(term.memory),
     }
     return ", ".join(what for what, needed in found.items() if needed) or "nothing"
