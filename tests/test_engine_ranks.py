@@ -145,6 +145,26 @@ def test_two_ranks_compare_views_as_one(tmp_path):
     assert_one_run(*on_one_and_on_two_ranks(content, tmp_path))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"confidence": 0.3}, {"method": "mean_teacher", "confidence": 0.3, "evaluate": "teacher", "teacher_decay": 0.9}],
+    ids=["fixmatch", "mean_teacher"],
+)
+def test_two_ranks_share_a_pool_as_one(options, tmp_path):
+    unlabelled = {"ratio": 3, "strong": {"crop_padding": 2}, "steps_per_epoch": 4}
+    content = recipe(
+        task="semi_supervised",
+        data={"labels_per_class": 3, "unlabelled": unlabelled},
+        model=STUDENT,
+        losses=LOSSES["gkl"],
+        semi_supervised=options,
+        optimizer={"learning_rate": 0.01},
+        train={"epochs": 1, "batch_size": 14, "accumulate": 2},  # parts of 3 and 4 samples
+        save={"log_every": 1},
+    )
+    assert_one_run(*on_one_and_on_two_ranks(content, tmp_path))
+
+
 def test_two_ranks_mix_the_images_of_the_whole_batch(teacher, tmp_path):
     content = options(teacher, LOSSES["gkl"], data={"labels_per_class": 13, "augment": {"mixup": 1.0}})
     assert_one_run(*on_one_and_on_two_ranks(content, tmp_path))

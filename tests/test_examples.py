@@ -64,6 +64,11 @@ def test_an_example_of_a_task_says_what_it_won(name, says, monkeypatch, capsys):
     assert re.search(says, capsys.readouterr().out)
 
 
+def test_a_pool_without_labels_helps_the_example():
+    alone, pooled = (float(share) for share in re.findall(r"([\d.]+)%", run_example("semi_supervised.py")))
+    assert alone < 78 < pooled
+
+
 def test_the_users_loop_distils_with_three_calls():
     printed = run_example("user_loop.py")
     teacher, student = (float(accuracy) for accuracy in re.findall(r"([\d.]+)%", printed))
