@@ -77,6 +77,22 @@ def write_shards(root: Path, *, shards: int = 4, samples: int = 6) -> str:
     return str(root / f"train-{{0000..{shards - 1:04d}}}.tar")
 
 
+def write_captioned_shards(root: Path, *, shards: int = 2, samples: int = 6) -> str:
+    """Write shards of images and captions, `0000.tar` and on, as img2dataset writes them; return their pattern."""
+    root.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        with tarfile.open(root / f"{shard:04d}.tar", "w") as tar:
+            for number in range(shard * samples, (shard + 1) * samples):
+                content = io.BytesIO()
+                picture(number % 10, number, SIZES[number % len(SIZES)]).save(content, "JPEG", quality=90)
+                caption = f"picture {number} of kind {number % 10}".encode()
+                for name, value in (("jpg", content.getvalue()), ("json", b"{}"), ("txt", caption)):
+                    member = tarfile.TarInfo(f"{number:08d}.{name}")
+                    member.size = len(value)
+                    tar.addfile(member, io.BytesIO(value))
+    return str(root / f"{{0000..{shards - 1:04d}}}.tar")
+
+
 def write_class(folder: Path, label: int, count: int, seed: int) -> None:
     """Write images of one colour each, with a little noise, named as ImageNet names them."""
     folder.mkdir(parents=True, exist_ok=True)

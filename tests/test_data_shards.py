@@ -174,7 +174,7 @@ def test_shards_that_are_not_there_are_named(folder):
     [
         ({"samples": None}, "`shards` and `samples` expected each other"),
         ({"repeats": 2}, "`repeats` needs to know each image before it is read"),
-        ({"name": "imagenet_lt"}, "`shards` belong to imagenet and image_folder"),
+        ({"name": "imagenet_lt"}, "`shards` belong to imagenet, image_folder"),
     ],
 )
 def test_options_that_shards_cannot_serve_are_refused(changes, expected, folder):

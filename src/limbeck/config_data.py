@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=0)]
 LISTED = ("imagenet_lt", "places_lt", "inaturalist18")  # images that a file lists, with their labels
-STORED = ("imagenet", "image_folder", *LISTED)  # images that stay in their files until a batch needs them
+STORED = (
+    "imagenet",
+    "image_folder",
+    "captioned_shards",
+    *LISTED,
+)  # images that stay in their files until a batch needs them
 OWN_TEST = ("cifar10", "cifar100", *STORED, *MASKED)  # data sets that come with test images
 DEFAULT_TEST = 0.3
 STORED_SIZE = 224
@@ -79,6 +84,7 @@ class DataOptions(Options):
         "places_lt",
         "inaturalist18",
         "emoji",
+        "captioned_shards",
         "scene_boxes",
         "scenes",
         "ade20k",
@@ -98,8 +104,8 @@ class DataOptions(Options):
     test_list: str | None = Field(None, description="As `train_list`, of the test images.")
     shards: str | None = Field(
         None,
-        description="imagenet and image_folder: tar files of training images as WebDataset writes them, such as "
-        "train-{0000..0146}.tar, in place of the folder train.",
+        description="imagenet, image_folder and captioned_shards: tar files of training images as WebDataset writes "
+        "them, such as train-{0000..0146}.tar, in place of the folder train.",
     )
     samples: Annotated[int, Field(ge=1)] | None = Field(None, description="Images of an epoch of `shards`.")
     image_size: Annotated[int, Field(ge=1)] | None = Field(
@@ -237,9 +243,11 @@ class DataOptions(Options):
         if (self.shards is None) != (self.samples is None):
             raise ValueError("`shards` and `samples` expected each other, got one of them")
         if self.shards is None:
+            if self.name == "captioned_shards":
+                raise ValueError("`captioned_shards` expected tar files in `shards`, and `samples`, got none")
             return self
-        if self.name not in ("imagenet", "image_folder"):
-            raise ValueError(f"`shards` belong to imagenet and image_folder, got `{self.name}`")
+        if self.name not in ("imagenet", "image_folder", "captioned_shards"):
+            raise ValueError(f"`shards` belong to imagenet, image_folder and captioned_shards, got `{self.name}`")
         asked = {
             "imbalance": self.imbalance > 1,
             "labels_per_class": self.labels_per_class is not None,

@@ -53,6 +53,7 @@ TASK_ONLY: dict[str, tuple[str, ...]] = {
 # Data sets that are not of images with one class each.
 TASK_DATA: dict[str, tuple[str, ...]] = {
     "emoji": ("image_text",),
+    "captioned_shards": ("image_text",),
     "scene_boxes": ("detect",),
     **dict.fromkeys(("scenes", "ade20k", "voc2012"), ("segment",)),
     "coco": ("detect",),

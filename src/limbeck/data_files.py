@@ -102,6 +102,7 @@ class ByHand(NamedTuple):
 BY_HAND: dict[str, ByHand] = {
     "imagenet": ByHand("image-net.org, on request", ("train", "val")),
     "image_folder": ByHand("your own", ("train", "val")),
+    "captioned_shards": ByHand("such as DataComp, by img2dataset; and ImageNet for its test", ("val", "val")),
     "imagenet_lt": ByHand(
         "ImageNet, and lists of liuziwei7.github.io/projects/LongTail",
         ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),

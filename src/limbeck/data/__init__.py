@@ -13,6 +13,7 @@ from limbeck.data import cifar, digits, mnist5k
 from limbeck.data.augment import augment
 from limbeck.data.augmix import AugMixed
 from limbeck.data.boxes import scene_boxes
+from limbeck.data.captioned_shards import open_captioned_shards
 from limbeck.data.coco import open_coco
 from limbeck.data.corrupted import Corrupted, MadeHere, open_corrupted
 from limbeck.data.emoji_pairs import open_emoji
@@ -113,6 +114,8 @@ def build_data(options: DataOptions, told: Callable[[str], None] = lambda line: 
         raise UserError("the data of this run are a user's own loaders: call limbeck.fit with them again")
     if options.name == "emoji":
         return open_emoji(options)
+    if options.name == "captioned_shards":
+        return open_captioned_shards(options, told)
     if options.name == "scene_boxes":
         return scene_boxes(options)
     if options.masked:

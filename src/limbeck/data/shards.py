@@ -23,6 +23,7 @@ from limbeck.data.decoding import PIECE, ended, put_together, started
 from limbeck.data.loader import Portion
 from limbeck.data.sources import Pixels
 from limbeck.data.stored import left_to_batches
+from limbeck.data.words import Tokenizer
 from limbeck.draws import key, permutation
 from limbeck.errors import UserError, missing_extra, reason
 
@@ -45,7 +46,7 @@ class Sample(NamedTuple):
 
     key: str
     image: bytes
-    label: int
+    label: int | str
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,7 @@ class ShardSource:
         view: Size of the images, and what is cut out where no part is drawn.
         workers: Processes that decode.
         device: Where images are moved.
+        tokens_of: What makes tokens of captions, which samples then have in place of a class; None reads classes.
     """
 
     shards: tuple[str, ...]
@@ -69,6 +71,7 @@ class ShardSource:
     view: MiddleView
     workers: int
     device: torch.device
+    tokens_of: Tokenizer | None = None
 
     def __len__(self) -> int:
         return self.samples
@@ -128,7 +131,7 @@ class _ShardPieces(IterableDataset["tuple[Tensor, ...] | UserError"]):
     def __init__(
         self, source: ShardSource, crops: tuple[Crop, ...], epochs: Epochs, epoch: int, own: int, start_step: int
     ) -> None:
-        self._shards, self._num_classes = source.shards, source.num_classes
+        self._shards, self._num_classes, self._tokens_of = source.shards, source.num_classes, source.tokens_of
         self._crops, self._epochs, self._epoch = crops, epochs, epoch
         self.parts = max(1, math.ceil(own / PIECE))
         self.streams = _halved(MOST_STREAMS, max(1, len(self._shards) // epochs.world))
@@ -142,6 +145,11 @@ class _ShardPieces(IterableDataset["tuple[Tensor, ...] | UserError"]):
             yield from self._pieces(self._first + number, processes)
         except UserError as error:  # handed over, since a raised one loses its one line
             yield error
+
+    @property
+    def _beside(self) -> str:
+        """Ending of what a sample has beside its image."""
+        return "cls" if self._tokens_of is None else "txt"
 
     def _pieces(self, first: int, processes: int) -> Iterator[tuple[Tensor, ...]]:
         """Yield every so many pieces from the first on: piece n is of stream n modulo their number."""
@@ -157,7 +165,8 @@ class _ShardPieces(IterableDataset["tuple[Tensor, ...] | UserError"]):
     def _made(self, samples: Sequence[Sample]) -> tuple[Tensor, ...]:
         indices = torch.tensor([_index(sample.key) for sample in samples], dtype=torch.int64)
         opened = [(open_image(io.BytesIO(sample.image), sample.key), sample.key) for sample in samples]
-        labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+        said: list[Any] = [sample.label for sample in samples]
+        labels = torch.tensor(said, dtype=torch.int64) if self._tokens_of is None else self._tokens_of(said)
         return (*views_of(opened, indices, self._crops), labels, indices)
 
     def _samples(self, stream: int) -> Iterator[Sample]:
@@ -178,9 +187,15 @@ class _ShardPieces(IterableDataset["tuple[Tensor, ...] | UserError"]):
     def _shard(self, path: str) -> Iterator[Sample]:
         for found in _tar(path):
             name = f"{path}: {found['__key__']}"
-            image = next((found[ending] for ending in IMAGES if ending in found), None)
-            if image is None or "cls" not in found:
-                raise UserError(f"{name}: expected a sample with an image ({', '.join(IMAGES)}) and cls, its class")
+            image, beside = next((found[ending] for ending in IMAGES if ending in found), None), self._beside
+            if image is None or beside not in found:
+                raise UserError(
+                    f"{name}: expected a sample with an image ({', '.join(IMAGES)}) and {beside}, its "
+                    f"{'class' if beside == 'cls' else 'caption'}"
+                )
+            if beside == "txt":
+                yield Sample(found["__key__"], image, found[beside].decode(errors="replace").strip())
+                continue
             label = found["cls"].decode(errors="replace").strip()
             if not label.isdecimal() or int(label) >= self._num_classes:
                 raise UserError(f"{name}: expected cls of 0 to {self._num_classes - 1}, got {label[:20]!r}")

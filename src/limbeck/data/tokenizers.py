@@ -47,23 +47,19 @@ def open_tokenizer(name: str, length: int) -> Tokenizer:
 def _of_transformers(name: str, length: int) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    return partial(_by_transformers, AutoTokenizer.from_pretrained(name), length)
 
-    def tokens_of(captions: Sequence[str]) -> Tensor:
-        found = tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )["input_ids"]
-        return torch.as_tensor(found, dtype=torch.int64)
 
-    return tokens_of
+def _by_transformers(tokenizer: Any, length: int, captions: Sequence[str]) -> Tensor:
+    found = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return torch.as_tensor(found["input_ids"], dtype=torch.int64)
 
 
 def _of_open_clip(name: str, length: int) -> Tokenizer:
     import open_clip
 
-    tokenizer: Any = open_clip.get_tokenizer(name, context_length=length)
+    return partial(_by_open_clip, open_clip.get_tokenizer(name, context_length=length))
 
-    def tokens_of(captions: Sequence[str]) -> Tensor:
-        return torch.as_tensor(tokenizer(list(captions)), dtype=torch.int64)
 
-    return tokens_of
+def _by_open_clip(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    return torch.as_tensor(tokenizer(list(captions)), dtype=torch.int64)
