@@ -7,8 +7,8 @@ import pytest
 from limbeck.config import TERMS
 from limbeck.config_files import find_recipe, load_recipe
 
-# Of adversarial training, of images without labels, and of detectors.
-ELSEWHERE = {"mart", "pseudo_label", "probability_mse", "multi_js", "detection", "fgfi", "box_regression"}
+# Of adversarial training, of images without labels, of several views, of detectors, and of segmentation.
+ELSEWHERE = {"mart", "pseudo_label", "probability_mse", "multi_js", "detection", "fgfi", "box_regression", "apd", "cwd"}
 
 
 def test_the_comparison_on_digits_has_every_loss_of_the_catalogue():
