@@ -292,6 +292,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(images, labels, attacks, epsil
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_that_classifies_no_images_is_not_attacked(tmp_path):
+    other = recipe().model_copy(update={"task": "segment"})
+    source = user_test(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
+    with pytest.raises(UserError, match="expected a network that classifies images, got one of task `segment`"):
+        evaluate_robustness(
+            torch.nn.Identity(), source, other, attacks=["pgd2"], epsilons=[0.1], folder=tmp_path, reporter=Reporter()
+        )
+
+
 def test_without_test_images_nothing_is_measured(tmp_path):
     empty = Source(
         torch.zeros(0, 1, 8, 8, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), Pixels(16, (0,), (1,))

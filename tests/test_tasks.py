@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.config import Recipe
+from limbeck.config import DataOptions, Recipe
 from limbeck.config_losses import TERMS
 from limbeck.config_tasks import CLASSIFIED, TASK_DATA, TASK_ONLY, TASK_TERMS, TAUGHT
 from limbeck.data import Batch
 from limbeck.engine.micro_batches import micro_batches
+from limbeck.engine.teachers import refuse_seen_test_images
+from limbeck.errors import UserError
 from limbeck.headlines import HEADLINES, main_measure
 from limbeck.measures import JUDGES
 from limbeck.models import TASK_MODELS
@@ -56,6 +58,14 @@ def test_a_row_may_have_options_of_its_task_and_of_no_other_group():
     rows = {"a": {"settings": [[{"name": "cross_entropy"}]], "options": {"train": {"epochs": 3}}}}
     with pytest.raises(ValueError, match=r"`compare\.contenders\.a\.options` expected a group among semi_supervised"):
         Recipe.model_validate({"compare": {"contenders": rows, "baseline": "a"}})
+
+
+@pytest.mark.parametrize("name", ["scenes", "scene_boxes", "digits"])
+def test_a_teacher_that_has_seen_what_the_students_test_scenes_are_made_of_is_refused(name):
+    student = DataOptions(name=name)
+    refuse_seen_test_images(student, student, "teacher")
+    with pytest.raises(UserError, match=r"expected `data\.split_seed` 0, as the student's, got 1"):
+        refuse_seen_test_images(DataOptions(name=name, split_seed=1), student, "teacher")
 
 
 def test_views_of_another_number_are_cut_into_as_many_parts_as_images():

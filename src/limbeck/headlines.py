@@ -91,6 +91,15 @@ def main_measure(metrics: Mapping[str, Any]) -> Measure:
     return next(headline.main for headline in HEADLINES.values() if headline.main.key in metrics)
 
 
+def training_measure(train: Mapping[str, Any]) -> Measure:
+    """Return what the training line of an epoch shows beside the loss, whatever the task.
+
+    >>> training_measure({"loss": 1.2, "pixel_accuracy": 0.9}).short
+    'pixels'
+    """
+    return next(headline.training for headline in HEADLINES.values() if headline.training.key in train)
+
+
 def all_measures() -> dict[str, Measure]:
     """Return the measures of all tasks by key, main ones first.
 

@@ -189,7 +189,7 @@ def _learning(rows: Rows) -> Iterator[Picture]:
     titles: dict[curves.Quantity, str] = {
         "train_loss": "Loss on training images",
         "nll": "NLL on validation images",
-        "main": f"{result.main.removesuffix(', %')} on validation images",
+        "main": f"{'Accuracy' if result.main == 'top-1, %' else result.main.removesuffix(', %')} on validation images",
         "robust": "Robust accuracy on validation",
     }
     shown = [quantity for quantity in wanted if result.has(quantity)] or ["train_loss"]

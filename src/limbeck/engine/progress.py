@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from limbeck.headlines import main_measure
+from limbeck.headlines import main_measure, training_measure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
     from rich.progress import TaskID
+
+    from limbeck.headlines import Measure
 
 REFRESH_SECONDS = 0.25
 MIN_BAR = 10  # columns of a terminal
@@ -106,24 +108,24 @@ def describe_epoch(line: Mapping[str, Any]) -> str:
     'loss 0.500, train 87.5 %'
     >>> describe_epoch({"train": {"loss": 0.5, "top1": 0.875}, "validation": {"top1": 0.75, "robust": 0.5}})
     'loss 0.500, train 87.5 %, validation 75.0 %, under attack 50.0 %'
+    >>> describe_epoch({"train": {"loss": 0.5, "pixel_accuracy": 0.875}, "validation": {"miou": 0.75}})
+    'loss 0.500, train pixels 87.5 %, validation mIoU 75.0 %'
     """
     return ", ".join(_epoch_words(line).values())
 
 
 def _epoch_words(line: Mapping[str, Any]) -> dict[str, str]:
     train, validation = line["train"], line["validation"]
-    score = next(value for name, value in train.items() if name != "loss")
-    words = {"loss": f"loss {train['loss']:.3f}", "train": f"train {100 * score:.1f} %"}
+    words = {"loss": f"loss {train['loss']:.3f}", "train": f"train {_share(train, training_measure(train))}"}
     if validation:
-        words["validation"] = f"validation {_main(validation)}"
+        words["validation"] = f"validation {_share(validation, main_measure(validation))}"
         if "robust" in validation:
             words["robust"] = f"under attack {100 * validation['robust']:.1f} %"
     return words
 
 
-def _main(metrics: Mapping[str, Any]) -> str:
-    """Return what a split is judged by; of accuracies the name is left out."""
-    measure = main_measure(metrics)
+def _share(metrics: Mapping[str, Any], measure: Measure) -> str:
+    """Return a measure in words; of accuracies the name is left out."""
     name = "" if measure.key == "top1" else f"{measure.short} "
     return f"{name}{100 * metrics[measure.key]:.1f} %"
 
@@ -131,7 +133,7 @@ def _main(metrics: Mapping[str, Any]) -> str:
 def _final_words(results: Mapping[str, Any]) -> str:
     for split in ("test", "validation"):
         if metrics := results[results.get("reported", "last")][split]:
-            words = f"{split} {_main(metrics)}"
+            words = f"{split} {_share(metrics, main_measure(metrics))}"
             for row in (results.get("robustness") or {}).get("rows", ()):
                 words += f", {row['attack']} {100 * row['accuracy']:.1f} %"
             if "robust" in metrics and not results.get("robustness"):

@@ -23,6 +23,7 @@ from limbeck.engine import ranks
 from limbeck.engine.metrics import EVALUATION_BATCH
 from limbeck.engine.run_folder import atomic_file, write_json
 from limbeck.errors import Interrupted, UserError, reason
+from limbeck.measures import JUDGES
 from limbeck.models import Network
 from limbeck.turns import own
 
@@ -110,6 +111,8 @@ def evaluate_robustness(
         UserError: There are no test images, their pixels are not in [0, 1], an attack is unknown or its package
             missing, or the folder cannot be written.
     """
+    if recipe.task in JUDGES:
+        raise UserError(f"attacks expected a network that classifies images, got one of task `{recipe.task}`")
     if not len(source):
         raise UserError("robustness is measured on test images, got none; train with a test split")
     victim, images = _on_pixels(model, source)
