@@ -166,3 +166,8 @@ def test_a_mistake_is_one_line(changes, message):
 def test_other_augmentations_of_boxes_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="expected `flip` alone"):
         fit(recipe(data={"augment": {"cutout": 3}}), tmp_path / "run")
+
+
+def test_more_regions_than_the_detector_proposes_are_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="expected at most 64, as many as the detector proposes, got 65"):
+        fit(recipe(detect={"regions": 65}), tmp_path / "run")

@@ -83,8 +83,9 @@ def test_tokens_of_another_tokenizer_are_one_line(tokens, message, tmp_path):
         towers_of("clip", tmp_path).encode_texts(tokens)
 
 
-def test_what_is_no_network_of_two_towers_is_one_line(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **SIZES}))
+@pytest.mark.parametrize("kind", ["vit", "siglip2"])  # that of transformers reads patches, not images
+def test_what_is_no_network_of_two_towers_of_images_is_one_line(kind, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **SIZES}))
     options = ModelOptions(name=f"hf:{tmp_path}")
-    with pytest.raises(UserError, match="expected a network among clip, siglip, siglip2, got vit"):
+    with pytest.raises(UserError, match=f"expected a network among clip, siglip, got {kind}"):
         build_model(options, image_shape=(3, 16, 16), num_classes=4, seed=0, task="image_text")

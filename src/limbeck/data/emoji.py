@@ -1,7 +1,8 @@
 """Emoji and their names: Twemoji's 72 x 72 pictures (CC-BY 4.0), one of each character that stands by itself.
 
-Skin tones, flags and families are characters put together, near-copies of one another; with one picture of each single
-character, no held-out emoji is a variation of one that was trained on.
+Skin tones, flags and families are characters put together, near-copies of one another, and are left out. What is left
+is one picture of each character, none twice; but some characters differ little, such as the 24 clock faces and the
+coloured squares, circles and hearts, and may lie on either side of a split.
 """
 
 from __future__ import annotations

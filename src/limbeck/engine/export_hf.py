@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # The image tower's class in transformers, by the kind of the whole network.
-TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel", "siglip2": "Siglip2VisionModel"}
+TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 BICUBIC = 3  # Pillow's number of it
 
 

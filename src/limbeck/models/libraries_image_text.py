@@ -14,7 +14,7 @@ from limbeck.models.prefixed_towers import PrefixedTowers, start_as_published
 
 # What CLIP and open_clip standardise pixels by.
 CLIP_PIXELS = Standardisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}  # of transformers' configurations
+KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}  # of transformers' configurations
 
 
 def open_towers(wanted: Wanted, data: Standardisation | None) -> PrefixedTowers:

@@ -68,6 +68,9 @@ class Detection(Distillation):
         epochs: Length of the run.
         facts: What losses are built from; the classes without the background.
         precision: See `Distillation`.
+
+    Raises:
+        ValueError: The student proposes fewer boxes than are drawn, or a term's options do not fit the networks.
     """
 
     def __init__(
@@ -81,6 +84,11 @@ class Detection(Distillation):
         facts: Facts,
         precision: Precision = "same",
     ) -> None:
+        most = cast("Detector", student).geometry.proposals
+        if options.regions > most:
+            raise ValueError(
+                f"`detect.regions` expected at most {most}, as many as the detector proposes, got {options.regions}"
+            )
         self.options, self.seed, self.classes = options, facts.seed, facts.num_classes
         with_background = replace(facts, num_classes=facts.num_classes + 1)
         super().__init__(student, teachers, terms, epochs=epochs, facts=with_background, precision=precision)
