@@ -18,7 +18,7 @@ from limbeck.engine import run_folder
 from limbeck.engine.fit import fit
 from limbeck.engine.micro_batches import micro_batches
 from limbeck.engine.progress import Reporter
-from limbeck.errors import Interrupted
+from limbeck.errors import Interrupted, UserError
 from limbeck.losses import DenseGKLLoss
 from limbeck.models import build_model
 from limbeck.objectives import Facts, Segmentation
@@ -60,7 +60,9 @@ def batch(count: int = 8) -> Batch:
     return Batch(torch.randn(count, 3, 16, 16, generator=generator), labels, torch.arange(count), 0)
 
 
-@pytest.mark.parametrize("terms", [TERMS[:1], [*TERMS[:1], TERMS[2]]], ids=["cross-entropy", "kl"])
+@pytest.mark.parametrize(
+    "terms", [TERMS[:1], [*TERMS[:1], TERMS[2]], [*TERMS[:1], TERMS[3]]], ids=["cross-entropy", "kl", "cwd"]
+)
 def test_micro_batches_add_up_to_the_batch_where_pixels_are_left_out(terms):
     whole = batch()
     gradients = []
@@ -94,6 +96,14 @@ def test_every_term_pulls_the_student_alone_and_observes():
     assert isinstance(gkl, DenseGKLLoss)
     assert gkl.prior.counts.sum() == (batch().labels != 255).sum()
     assert apd.steps == 1
+
+
+@pytest.mark.parametrize(("terms", "weight"), [(TERMS[:1], 0.0), (TERMS[2:3], 0.4)], ids=["weight-0", "kl-alone"])
+def test_an_auxiliary_head_that_no_loss_reads_does_not_train(terms, weight):
+    made = objective(terms, network("pspnet_resnet18", 0).train(), segment={"auxiliary_weight": weight})
+    made(batch()).loss.backward()
+    assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
+    assert not any(p.requires_grad for p in made.student.auxiliary.parameters())
 
 
 def test_the_auxiliary_head_adds_its_cross_entropy_in_training_alone():
@@ -164,6 +174,13 @@ def test_two_ranks_have_the_losses_and_priors_of_one(teacher, tmp_path):
     torch.testing.assert_close(priors[1], priors[0], rtol=0, atol=1e-5)
     measured = [run_folder.read_results(tmp_path / name)["last"]["test"] for name in ("one", "two")]
     assert measured[1]["miou"] == pytest.approx(measured[0]["miou"], abs=0.02)
+
+
+def test_a_batch_of_one_image_has_no_variance_at_the_top_of_the_pyramid(tmp_path):
+    pspnet = {"name": "pspnet_resnet18", "width": None, "depth": None, "norm": "batch"}
+    recipe = Recipe.model_validate(merge(TINY, {"model": pspnet, "data": {"scenes": {"train": 9}}}))
+    with pytest.raises(UserError, match="leaves a batch of one of the 9 training images"):
+        fit(recipe, tmp_path / "run")
 
 
 def test_what_pixels_do_not_have_is_refused():

@@ -273,8 +273,9 @@ def _refuse_bad_batches(recipe: Recipe, data: DataBundle, model: nn.Module) -> N
             f"got {train.batch_size}"
         )
     _refuse_small_parts(recipe, samples)
-    if recipe.task in JUDGES or 1 not in normalised_sizes(recipe, samples, ranks.here().world):
-        return  # maps have many places to normalise over
+    others = recipe.task in JUDGES and recipe.task != "segment"  # not called with images, or with many of each
+    if others or 1 not in normalised_sizes(recipe, samples, ranks.here().world):
+        return
     try:
         # A copy, so that the running statistics of the student stay new.
         copy.deepcopy(model).train()(torch.zeros(1, *data.image_shape))

@@ -95,8 +95,11 @@ class Segmentation(Distillation):
         self._aside: list[Tensor] = []
         head = getattr(unwrapped(student), "auxiliary", None)
         self._hook = None
-        if self.auxiliary_weight and isinstance(head, nn.Module):
-            self._hook = head.register_forward_hook(lambda module, inputs, logits: self._aside.append(logits))
+        if isinstance(head, nn.Module):
+            read = self.auxiliary_weight > 0 and any(isinstance(term, CrossEntropyTerm) for term in recipe.losses)
+            head.requires_grad_(read)  # ranks wait for the gradients of all that trains
+            if read:
+                self._hook = head.register_forward_hook(lambda module, inputs, logits: self._aside.append(logits))
 
     def _build(self) -> None:
         for teacher in self.teachers:
@@ -134,8 +137,9 @@ class Segmentation(Distillation):
                 parts[name] = self._divergence(name, batch, view, targets)
             else:
                 parts[name] = self._own_part(name, term, view, batch)
-        if isinstance(batch, PixelBatch):
-            parts = {name: value * batch.factor for name, value in parts.items()}
+        if isinstance(batch, PixelBatch):  # what is a mean over images or channels adds up as it is
+            of_pixels = [name for name, term in self.terms.items() if term.name in ("cross_entropy", *PER_PIXEL)]
+            parts |= {name: parts[name] * batch.factor for name in of_pixels}
         said = tuple(target.logits for target in targets)
         return PixelOutcome(self._total(parts), view.logits, parts, said, targets)
 
