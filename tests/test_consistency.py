@@ -223,12 +223,13 @@ def test_corrupted_samples_are_those_of_the_function_whatever_the_batches():
     assert torch.equal(torch.cat([shared[0][0], shared[1][0], shared[0][1]]), together)
 
 
-def archive(folder, images: int = 6, names=("fog", "jpeg_compression", "speckle_noise"), side: int = 32):
+def archive(folder, labels=range(6), names=("fog", "jpeg_compression", "speckle_noise"), side: int = 32):
     folder.mkdir()
+    images = len(labels)
     generator = np.random.default_rng(0)
     for name in names:
         np.save(folder / f"{name}.npy", generator.integers(0, 256, (5 * images, side, side, 3), dtype=np.uint8))
-    np.save(folder / "labels.npy", np.tile(np.arange(images) % 10, 5).astype(np.uint8))
+    np.save(folder / "labels.npy", np.tile(np.array(labels, dtype=np.uint8), 5))
     return folder
 
 
@@ -248,6 +249,9 @@ def test_an_archive_that_is_none_is_said_in_a_line(tmp_path):
     like = Source(pictures(6, channels=3, side=32), torch.arange(6), Pixels(255, (0.5,) * 3, (0.5,) * 3))
     with pytest.raises(UserError, match="unpack CIFAR-10-C or CIFAR-100-C there"):
         open_corrupted(tmp_path / "none", like)
+    folder = archive(tmp_path / "other", labels=range(6)[::-1])
+    with pytest.raises(UserError, match="the labels of the 6 test images, 5 times over, got others"):
+        open_corrupted(folder, like)
     folder = archive(tmp_path / "small", side=16)
     with pytest.raises(UserError, match=r"expected uint8 \(30, 32, 32, 3\), got uint8 \(30, 16, 16, 3\)"):
         open_corrupted(folder, like)
@@ -342,8 +346,8 @@ def test_rows_may_classify_other_views():
 
 def test_the_recipe_of_cifar100_takes_two_steps_with_every_loss_and_reads_its_archive(tmp_path):
     name = "consistency/cifar100/wrn_40_2"
-    write_cifar(tmp_path, "cifar100", train=100, test=6)
-    archive(tmp_path / "CIFAR-100-C", names=("fog", "snow"))
+    labels = write_cifar(tmp_path, "cifar100", train=100, test=6).test_labels
+    archive(tmp_path / "CIFAR-100-C", labels.tolist(), names=("fog", "snow"))
     changes = {**SHORT, "train.epochs": 1, "train.batch_size": 50, "data.folder": tmp_path}
     recipe = load_recipe(name, as_texts({**changes, "optimizer.learning_rate": 1e-3}))
     terms = terms_of(name)

@@ -164,8 +164,13 @@ def open_corrupted(folder: Path, like: Source) -> FromArrays:
             raise UserError(
                 f"{folder / f'{name}.npy'}: expected uint8 {(len(labels), *sides, channels)}, got {kind} {shape}"
             )
-    first = torch.from_numpy(labels[: len(labels) // SEVERITIES].copy()).long()
-    return FromArrays(folder, names, first, like.pixels, like.images.device)
+    expected = like.labels.cpu()
+    if not torch.equal(torch.from_numpy(labels.copy()).long(), expected.repeat(SEVERITIES)):
+        raise UserError(
+            f"{folder / LABELS}: expected the labels of the {len(expected)} test images, {SEVERITIES} times over, got "
+            "others; name the archive of this data set, and leave out `data.class_order` and `incremental`"
+        )
+    return FromArrays(folder, names, expected, like.pixels, like.images.device)
 
 
 def _read(path: Path) -> Any:
