@@ -21,8 +21,7 @@ LOSSES = {
 
 def strong(images, generator):
     """Move each image by up to one pixel to either side, and add noise."""
-    y, x = torch.randint(3, (2, len(images)), generator=generator)
-    rows, columns = y[:, None] + torch.arange(8), x[:, None] + torch.arange(8)
+    rows, columns = torch.randint(3, (2, len(images), 1), generator=generator) + torch.arange(8)
     every = torch.arange(len(images))[:, None, None]
     moved = nn.functional.pad(images, (1, 1, 1, 1))[every, rows[:, :, None], columns[:, None]]
     return moved + 0.3 * torch.randn(moved.shape, generator=generator)

@@ -104,7 +104,7 @@ def pictures(rows: Mapping[str, Run]) -> list[Picture]:
     figure, (top, bottom) = new_figure(4.6, 2, height_ratios=(1.25, 2))
     first = next(iter(shown))
     which = f" ({first})" if len(rows) > 1 else ""
-    draw_views(seen, top).set_title(f"Images without labels{which}", pad=30)
+    draw_views(seen, top).set_title(f"Images without labels{which}", pad=36)
     draw_shares(shares(shown), bottom)
     caption = (
         "Above: images of the pool in the last epoch, weakly and strongly augmented; over each the class that the "
