@@ -164,3 +164,10 @@ def test_the_loop_of_the_readme_trains():
     exec(code, names)
     assert not torch.equal(student.weight, before)
     assert names["loss"].prior.status().refreshes == 1
+
+
+def test_a_detector_is_taught_in_a_loop_of_ones_own():
+    printed = run_example("detect.py")
+    teacher, alone, taught = (float(number) for number in re.findall(r"AP (\d\.\d+)", printed))
+    assert teacher > 0.3
+    assert min(alone, taught) > 0

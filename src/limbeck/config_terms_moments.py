@@ -10,8 +10,8 @@ from limbeck.config_terms import FeatureTerm, NonNegative, TermOptions, feature_
 
 PROJECTOR: Any = Field(
     "conv1x1",
-    description="What brings the student's features to the teacher's shape: conv1x1 and bottleneck match sizes, linear "
-    "the channels alone (tokens), none nothing.",
+    description="What brings the student's features to the teacher's shape: conv1x1, conv3x3 and bottleneck match "
+    "sizes, linear the channels alone (tokens), none nothing.",
 )
 ACTIVATION: Any = Field(
     True,
@@ -37,7 +37,7 @@ class WKDFeatureTerm(FeatureTerm):
     unbiased: bool = Field(
         True, description="Divide variances by the number of positions less 1, as the public code; the paper does not."
     )
-    projector: Literal["conv1x1", "bottleneck", "linear", "none"] = PROJECTOR
+    projector: Literal["conv1x1", "conv3x3", "bottleneck", "linear", "none"] = PROJECTOR
     activation: bool = ACTIVATION
 
 
@@ -65,7 +65,7 @@ class FeatureDistributionTerm(FeatureTerm):
         description="Distribution and distance. gaussian_embedding is G2DeNet's, pmf_transport moves positions as "
         "atoms, channel_first to spatial_second are moments; exponential_kl is for features that are not negative.",
     )
-    projector: Literal["conv1x1", "bottleneck", "linear", "none"] = PROJECTOR
+    projector: Literal["conv1x1", "conv3x3", "bottleneck", "linear", "none"] = PROJECTOR
     activation: bool = ACTIVATION
 
 

@@ -28,9 +28,9 @@ class WKDFeatureLoss(ProjectedLoss):
         grid: k, at least 1; distances of k x k cells are averaged. Published 1; the public code uses 4 where its
             configuration does not say.
         unbiased: divide variances by the number of positions less 1, as the public code; the paper by the number.
-        projector: "conv1x1" (published on CIFAR-100), "bottleneck" (on ImageNet), "linear" (with transformers) or
-            "none"; see `limbeck.losses.projectors.build_projector`.
-        activation: end conv1x1 and bottleneck in a ReLU, as published; `False` for a target before its activation.
+        projector: "conv1x1" (published on CIFAR-100), "conv3x3" (with detectors), "bottleneck" (on ImageNet),
+            "linear" (with transformers) or "none"; see `limbeck.losses.projectors.build_projector`.
+        activation: end convolutions in a ReLU, as published; `False` for a target before its activation.
         reduction: "none", "mean" or "sum".
 
     Gradient:

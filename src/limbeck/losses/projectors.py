@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from limbeck.functional._check import Reduction
 from limbeck.losses.feature import FeatureLoss, Features, Shapes, channels_of, check_shapes
 
-Projector = Literal["conv1x1", "bottleneck", "linear", "none"]
+Projector = Literal["conv1x1", "conv3x3", "bottleneck", "linear", "none"]
 BOTTLENECK_WIDTH = 256  # of the published code
 
 
@@ -22,17 +22,18 @@ def build_projector(
     conv1x1: one convolution, batch normalisation, ReLU ("ConvReg"). Maps of one size take a 1 x 1 kernel; a map twice
     as large a 3 x 3 of stride 2; one half as large a transposed 4 x 4 of stride 2; any other larger one a kernel of
     1 + the difference.
+    conv3x3: the same with a 3 x 3 kernel between maps of one size, as published for detectors without the ReLU.
     bottleneck: convolutions 1 x 1 to 256 channels, 3 x 3, and 1 x 1 to the target's, nothing between them, then batch
     normalisation and ReLU; the middle one matches the size, by the same rule.
     linear: one affine map of the channels at each position, for tokens, vectors and maps.
     none: the identity.
 
     Args:
-        kind: "conv1x1", "bottleneck", "linear" or "none".
+        kind: "conv1x1", "conv3x3", "bottleneck", "linear" or "none".
         shape: (D, H, W) of a map, (L, D) of tokens or (D,) of a vector; the student's.
         target_shape: the teacher's, as many axes.
         activation: end in the ReLU. Without it a target before its activation, which is signed, can be reached. It
-            concerns conv1x1 and bottleneck.
+            concerns convolutions.
 
     Returns:
         A module from (N, *shape) to (N, *target_shape), initialised as torch does.
@@ -52,9 +53,10 @@ def build_projector(
     """
     shape, target_shape = tuple(shape), tuple(target_shape)
     match kind:
-        case "conv1x1":
+        case "conv1x1" | "conv3x3":
             channels, target_channels = _map_channels(kind, shape, target_shape)
-            layers = [_resize(channels, target_channels, shape, target_shape, kernel=1)]
+            kernel = 1 if kind == "conv1x1" else 3
+            layers = [_resize(channels, target_channels, shape, target_shape, kernel=kernel)]
         case "bottleneck":
             channels, target_channels = _map_channels(kind, shape, target_shape)
             layers = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from limbeck.errors import UserError, missing_extra, reason
 from limbeck.models import MODELS
+from limbeck.models.detector import Detector
 from limbeck.models.prefixed import PrefixedNetwork
 from limbeck.models.public_names import STANDARDISATION, our_name
 from limbeck.models.torch_files import Unreadable, read_torch_file
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 CONTAINERS = ("model", "state_dict", "model_state_dict", "net")  # where files keep the weights beside other things
 COUNTER = "num_batches_tracked"  # of BatchNorm; torch before 0.4.1 wrote none, and torch of today fills it in
 SHOWN = 3
+FASTER_RCNN = "faster_rcnn_"  # before the name of the classifier that a detector is built on
+STAGE = re.compile(r"features\.(?:stem|stage(\d+))\.(.+)")
 ROUNDED = 1e-4  # the constants of data sets have four decimals
 
 
@@ -90,18 +94,48 @@ def load_weights(path: Path, model: nn.Module, name: str, *, any_head: bool = Fa
     expected = model.state_dict()
     constants = {key: value for key, value in model.named_buffers() if key not in expected}
     tensors = _without_constants(tensors, constants, path, name)
+    if any_head and isinstance(model, Detector):
+        tensors, classes = _with_new_heads(tensors, expected, name)
+        if classes is not None:
+            _load(model, tensors, expected, path, name)
+            return Loaded(hashlib.sha256(content).hexdigest(), classes)
     weights = _renamed(tensors, name)
     if isinstance(model, PrefixedNetwork):  # a library's file does not tell what its pixels are standardised by
         tensors = {**{key: expected[key] for key in STANDARDISATION}, **tensors}
     left_out = other_head(weights, expected) if any_head else {}
     tensors = {key: left_out.get(our_name(key, name) or "", value) for key, value in tensors.items()}
-    _refuse_others(tensors, expected, path, name)
     classes = next((len(weights[key]) for key in left_out), None)
+    _load(model, tensors, expected, path, name)
+    return Loaded(hashlib.sha256(content).hexdigest(), classes)
+
+
+def _load(
+    model: nn.Module, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, name: str
+) -> None:
+    """Give a network a file's weights; raise UserError if they are others or not finite."""
+    _refuse_others(tensors, expected, path, name)
     weights = _renamed(tensors, name)
     if broken := [key for key, value in weights.items() if not bool(value.double().isfinite().all())]:
         raise UserError(f"{path}: expected finite weights, got NaN or infinity in {_first(broken)}; take another file")
     model.load_state_dict(weights)
-    return Loaded(hashlib.sha256(content).hexdigest(), classes)
+
+
+def _with_new_heads(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str
+) -> tuple[dict[str, Tensor], int | None]:
+    """Return a classifier's weights as a detector's on its stages, the rest its own, and how many classes it had.
+
+    Weights that are no classifier's are returned as they are, with None.
+    """
+    stages = {}
+    named = _renamed(tensors, name.removeprefix(FASTER_RCNN))
+    for key, value in named.items():
+        if found := STAGE.match(key):
+            stages[f"backbone.{found[1] or 0}.{found[2]}"] = value
+    if not stages:
+        return dict(tensors), None
+    new = {key: value for key, value in own.items() if not key.startswith("backbone.")}
+    return {**new, **stages}, len(named.get("head.bias", ()))
 
 
 def other_head(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
