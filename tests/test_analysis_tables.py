@@ -124,3 +124,11 @@ def test_setting_reads_as_text_without_the_defaults_common_to_all_terms(comparis
 def test_chosen_options_are_those_in_which_the_settings_differ(comparison):
     assert chosen_options(comparison.row("gkl")) == "weight 1"
     assert chosen_options(comparison.row("ce")) == ""
+
+
+def test_training_images_without_a_class_each_are_counted_too(tmp_path):
+    folder = fake_comparison(tmp_path, {"kl": [[(0.9, None)]]}, baseline="kl")
+    for path in folder.rglob("results.json"):
+        results = json.loads(path.read_text()) | {"class_counts": [], "training_images": 22}
+        path.write_text(json.dumps(results))
+    assert "Images: 22 train, " in notes(summarise(folder))[0]

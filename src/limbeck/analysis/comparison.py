@@ -260,4 +260,6 @@ def _control(first: Row, second: Row) -> Control:
 def _images(run: Run) -> dict[str, int]:
     """Return the number of images of each split."""
     held_out = {split: int(run.metric("last", split, "samples") or 0) for split in ("validation", "test")}
-    return {"train": sum(class_counts(run)), **held_out}
+    # What has masks or boxes has no class of an image to count by; earlier runs have the counts alone.
+    train = sum(class_counts(run)) or int(run.results.get("training_images", 0))
+    return {"train": train, **held_out}

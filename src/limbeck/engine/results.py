@@ -123,6 +123,7 @@ def _description(trainer: Trainer) -> dict[str, Any]:
         "teacher_fingerprints": [teacher.fingerprint for teacher in trainer.teachers],
         "num_classes": data.num_classes,
         "image_shape": list(data.image_shape),
+        "training_images": len(data.train),
         "class_counts": data.class_counts.tolist(),
         "group_classes": {name: len(members) for name, members in data.groups.items()},
         "epochs": trainer.epochs,
