@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from limbeck.functional import boxes as geometry
+from limbeck.models.detectors import detector
 from limbeck.models.regions import anchors, pool_regions
+from limbeck.objectives.layers import classifier
 
 
 def some_boxes(*shape, seed=0, size=40.0):
@@ -129,3 +131,9 @@ def test_distance_iou_is_that_of_the_paper():
         distance = sum(((a[i] + a[i + 2]) / 2 - (b[i] + b[i + 2]) / 2) ** 2 for i in (0, 1))
         diagonal = sum((max(a[i + 2], b[i + 2]) - min(a[i], b[i])) ** 2 for i in (0, 1))
         assert value == pytest.approx(1 - overlap(a, b) + distance / diagonal, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 31])  # 3: as many outputs as a box has; 31: as the hidden layers have
+def test_the_classifier_of_a_detector_is_that_of_its_regions(num_classes):
+    network = detector((3, 48, 48), num_classes, width=4)
+    assert classifier(network, num_classes + 1) is network.box_head.classes

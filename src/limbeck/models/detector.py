@@ -268,12 +268,14 @@ class BoxHead(nn.Module):
             nn.ReLU(),
             nn.Dropout(dropout),
         )
-        self.classes = nn.Linear(hidden, num_classes + 1)
-        self.offsets = nn.Linear(hidden, 4 * (num_classes if boxes_per_class else 1))
-        nn.init.normal_(self.classes.weight, std=0.01)
-        nn.init.normal_(self.offsets.weight, std=0.001)
-        for layer in (self.classes, self.offsets):
+        classes = nn.Linear(hidden, num_classes + 1)
+        offsets = nn.Linear(hidden, 4 * (num_classes if boxes_per_class else 1))
+        nn.init.normal_(classes.weight, std=0.01)
+        nn.init.normal_(offsets.weight, std=0.001)
+        for layer in (classes, offsets):
             nn.init.zeros_(layer.bias)
+        # The classes last: a network's classifier is its last layer of so many outputs, and of 3 classes both have 4.
+        self.offsets, self.classes = offsets, classes
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits `(R, C + 1)` and offsets `(R, 1 or C, 4)` of maps `(R, D, S, S)`."""
