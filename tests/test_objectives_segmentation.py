@@ -189,6 +189,10 @@ def test_what_pixels_do_not_have_is_refused():
         ({"losses": [{"name": "dkd"}], "teachers": [{"run": "a"}]}, "expected losses among"),
         ({"losses": [{"name": "kl"}]}, "expected at least one entry in `teachers`"),
         ({"model": {"name": "convnet"}}, "expected a network among encoder_decoder"),
+        (
+            {"losses": TERMS[4:], "teachers": [{"run": "a"}], "train": {"batch_size": 8, "accumulate": 2}},
+            r"`train\.accumulate` expected 1, got 2",
+        ),
     ):
         with pytest.raises(ValueError, match=match):
             Recipe.model_validate({**TINY, **change})

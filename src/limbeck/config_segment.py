@@ -28,5 +28,10 @@ def check_segment(recipe: Recipe) -> None:
     for term in (term for setting in (recipe.losses, *(s for row in rows for s in row.settings)) for term in setting):
         if getattr(term, "binary", False):
             raise ValueError("task `segment` expected `binary: false` of cross_entropy, got true")
+        if term.name == "apd" and recipe.train.accumulate > 1:
+            raise ValueError(
+                "the loss `apd` has centres of the whole batch and a step of its teacher's adapter for it, so "
+                f"`train.accumulate` expected 1, got {recipe.train.accumulate}"
+            )
         if getattr(term, "standardize", False):
             raise ValueError(f"task `segment` expected `standardize: false` of `{term.name}`, got true")
