@@ -249,6 +249,7 @@ def test_measures_of_two_phases_by_hand():
         ({"losses": [{"name": "kl"}]}, "`losses` expected a cross_entropy"),
         ({"incremental": {"memory_per_class": 2}}, "expected `classification: seen`"),
         ({"data": {"name": "imagenet"}}, "expected one of digits"),
+        ({"data": {"generated": "file.npz"}}, "expected null for `data.generated`"),
     ],
 )
 def test_what_does_not_go_with_phases_is_refused(changes, message):
@@ -261,6 +262,12 @@ def test_more_phases_than_classes_and_a_wrong_order_are_said_in_a_line(tmp_path)
         fit(chain(incremental={"phases": 11}), tmp_path / "r")
     with pytest.raises(UserError, match="each of the classes 0 to 9 of `digits` once"):
         build_data(DataOptions(class_order=(0, 1)))
+
+
+def test_phases_of_a_row_are_checked_where_the_recipe_has_none():
+    row = {"options": {"incremental": {"phases": 2}}, "settings": [[{"name": "cross_entropy"}]]}
+    with pytest.raises(ValidationError, match="`teachers` expected none"):
+        chain(incremental=None, teachers=[{"run": "x"}], compare={"baseline": "none", "contenders": {"none": row}})
 
 
 def test_phases_are_no_generations(tmp_path):

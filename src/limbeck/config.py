@@ -276,7 +276,7 @@ class Recipe(Options):
         contender = self.compare.contenders[row]
         content = self.model_dump()
         for group, changes in contender.options.items():
-            content[group] = {**content[group], **changes}
+            content[group] = {**(content[group] or {}), **changes}
         return Recipe.model_validate({**content, "losses": contender.settings[0], "compare": {}})
 
     def _check_rows(self) -> None:

@@ -70,6 +70,8 @@ def check_incremental(recipe: Recipe, terms: Sequence[Term]) -> None:
         raise ValueError(f"`incremental` expected task `distill`, got task `{recipe.task}`")
     if recipe.data.name not in IN_MEMORY:
         raise ValueError(f"`incremental` expected one of {', '.join(IN_MEMORY)}, got `{recipe.data.name}`")
+    if recipe.data.generated is not None or recipe.data.groups is not None:
+        raise ValueError("`incremental` expected null for `data.generated` and `data.groups`, which are of all classes")
     if recipe.teachers and phase is None:
         raise ValueError("`incremental` makes each phase the teacher of the next, so `teachers` expected none")
     if phase is not None and not (phase.old and recipe.teachers):
