@@ -125,8 +125,7 @@ def test_two_ranks_learn_phase_by_phase_as_one(tmp_path):
     )
     one, two = on_one_and_on_two_ranks(content, tmp_path)
     assert_one_run(one / "phase0", two / "phase0")
-    # What ranks round otherwise in the first phase, the second begins with.
-    assert curve(two / "phase1") == pytest.approx(curve(one / "phase1"), rel=2e-3)
+    assert curve(two / "phase1") == pytest.approx(curve(one / "phase1"), rel=2e-4)
     kept = [run_folder.read_results(run)["incremental"]["after_phase"] for run in (one, two)]
     assert kept[1] == pytest.approx(kept[0], abs=0.01)
 
@@ -147,7 +146,7 @@ def test_two_ranks_compare_views_as_one(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"confidence": 0.3}, {"method": "mean_teacher", "confidence": 0.3, "evaluate": "teacher", "teacher_decay": 0.9}],
+    [{"confidence": 0.15}, {"method": "mean_teacher", "confidence": 0.15, "evaluate": "teacher", "teacher_decay": 0.9}],
     ids=["fixmatch", "mean_teacher"],
 )
 def test_two_ranks_share_a_pool_as_one(options, tmp_path):
@@ -162,7 +161,9 @@ def test_two_ranks_share_a_pool_as_one(options, tmp_path):
         train={"epochs": 1, "batch_size": 14, "accumulate": 2},  # parts of 3 and 4 samples
         save={"log_every": 1},
     )
-    assert_one_run(*on_one_and_on_two_ranks(content, tmp_path))
+    one, two = on_one_and_on_two_ranks(content, tmp_path)
+    assert any(line["parts"]["mask"] > 0 for line in read_lines(one) if line["kind"] == "step")
+    assert_one_run(one, two)
 
 
 def test_two_ranks_mix_the_images_of_the_whole_batch(teacher, tmp_path):
