@@ -1,4 +1,4 @@
-"""Distil a small CLIP in a loop of your own: python examples/image_text.py. So few epochs of one seed compare nothing."""
+"""Distil a small CLIP in your own loop: python examples/image_text.py. A few epochs of one seed compare nothing."""
 
 import torch
 

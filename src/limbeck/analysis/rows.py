@@ -151,7 +151,8 @@ def _measured(
     split, headline = by_seed[0].split, by_seed[0].headline
     beside = {measure.title: optional(by_seed, split, measure.key, 100) for measure in headline.beside}
     by_group = groups(by_seed, split)
-    head, tail = (None, None) if by_group else head_and_tail(by_seed, class_counts(by_seed[0]))
+    thirds = headline.main.key == "top1" and not by_group
+    head, tail = head_and_tail(by_seed, class_counts(by_seed[0])) if thirds else (None, None)
     return Row(
         name=name,
         settings=planned.settings,
