@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from limbeck.analysis import corruptions, detect_pictures, image_text_pictures, phases, semi_supervised_pictures
+from limbeck.analysis import (
+    corruptions,
+    detect_pictures,
+    image_text_pictures,
+    phases,
+    segment_pictures,
+    semi_supervised_pictures,
+)
 from limbeck.analysis.run_files import Run
 
 if TYPE_CHECKING:
@@ -17,6 +24,7 @@ Draw: TypeAlias = Callable[[Mapping[str, Run]], "list[Picture]"]
 PICTURES: Mapping[str, Draw] = {
     "detect": detect_pictures.pictures,
     "image_text": image_text_pictures.pictures,
+    "segment": segment_pictures.pictures,
     "semi_supervised": semi_supervised_pictures.pictures,
 }
 

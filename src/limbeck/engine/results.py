@@ -155,6 +155,9 @@ def _judged_arrays(trainer: Trainer, model: nn.Module) -> dict[str, np.ndarray[A
     if not len(part):
         return {}
     arrays = judge(trainer.recipe.task, model, part, data, trainer.ranks).arrays
+    taught = trainer.teachers[0].arrays.get(split, {}) if trainer.teachers else {}
+    if "predicted" in taught:
+        arrays = {**arrays, "teacher_predicted": taught["predicted"]}
     return {f"{split}_{name}": value.cpu().numpy() for name, value in arrays.items()}
 
 

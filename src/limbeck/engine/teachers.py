@@ -76,6 +76,7 @@ class Teacher:
         test_logits: `(N, C)` on the test split, on the CPU.
         validation_logits: `(N, C)` on the validation split; N may be 0.
         metrics: `{"test": metrics, "validation": metrics or None}`.
+        arrays: Of a task that has a judge: split -> what pictures need of it.
         interrelations: Kind -> how alike classes are to it by the training images, `(C, C)`, as far as a run asked.
     """
 
@@ -84,6 +85,7 @@ class Teacher:
     test_logits: Tensor
     validation_logits: Tensor
     metrics: dict[str, Any]
+    arrays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     interrelations: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -323,15 +325,16 @@ def _with_logits(model: nn.Module, fingerprint: str, data: DataBundle, task: str
     """
     logits: dict[str, Tensor] = {}
     metrics: dict[str, Any] = {}
+    arrays: dict[str, dict[str, Tensor]] = {}
     for split, part in (("test", data.test), ("validation", data.validation)):
         logits[split], metrics[split] = torch.empty(0, data.num_classes), None
         if not len(part):
             continue
         if task in JUDGES:
-            metrics[split] = judge(task, model, part, data, ranks.here()).metrics
+            metrics[split], arrays[split] = judge(task, model, part, data, ranks.here())
             continue
         logits[split] = predict(model, part, ranks.here())
         labels = part.labels.cpu()
         its = labels < known
         metrics[split] = measure(logits[split][its], labels[its], groups=data.groups)
-    return Teacher(model, fingerprint, logits["test"], logits["validation"], metrics)
+    return Teacher(model, fingerprint, logits["test"], logits["validation"], metrics, arrays)
