@@ -56,7 +56,11 @@ def same_numbers(ours: str, theirs: str) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("incremental", r"KL: [\d.]+% of 599"), ("consistency", r"three views: clean [\d.]+%, corrupted [\d.]+%, of 500")],
+    [
+        ("incremental", r"KL: [\d.]+% of 599"),
+        ("consistency", r"three views: clean [\d.]+%, corrupted [\d.]+%, of 500"),
+        ("segment", r"teacher: mIoU [\d.]+% of 300 unseen scenes"),
+    ],
 )
 def test_an_example_of_a_task_says_what_it_won(name, says, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))

@@ -72,7 +72,8 @@ def class_iou(confusion: Array) -> Array:
     """
     hits = confusion.diagonal().astype(np.float64)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
-    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    shares: Array = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    return shares
 
 
 def coloured(mask: Array) -> Array:

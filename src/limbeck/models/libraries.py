@@ -186,12 +186,15 @@ def _torchvision(wanted: Wanted) -> Opened:
 def _transformers(wanted: Wanted) -> Opened:
     with imported(wanted):
         import transformers
-    auto, name = transformers.AutoModelForImageClassification, wanted.name
+    name = wanted.name
     with said(wanted, {}):
         if name in transformers.CONFIG_MAPPING:
             config = transformers.AutoConfig.for_model(name, architectures=[])
         else:
             config = transformers.AutoConfig.from_pretrained(name)
+        auto = transformers.AutoModelForImageClassification
+        if _labels_pixels(config):
+            auto = transformers.AutoModelForSemanticSegmentation
         head = config.num_labels
         config.num_labels = wanted.num_classes
         _fit_config(config, wanted)
@@ -205,6 +208,12 @@ def _transformers(wanted: Wanted) -> Opened:
         )
     fresh = [str(key) for key in loaded["missing_keys"]]
     return Opened(network, own, 0 if fresh else head)
+
+
+def _labels_pixels(config: Any) -> bool:
+    """Whether a folder's configuration is of a network that gives each pixel a class, such as SegFormer."""
+    names = getattr(config, "architectures", None) or ()
+    return any(name.endswith("ForSemanticSegmentation") for name in names)
 
 
 def _fit_config(config: Any, wanted: Wanted) -> None:
@@ -329,7 +338,8 @@ def _look_once(network: PrefixedNetwork, wanted: Wanted) -> None:
             "set `data.image_size` to a side that it takes"
         ) from error
     network.train()
-    if logits.shape != (1, wanted.num_classes):
+    dense = logits.dim() == 4 and _labels_pixels(getattr(network.network, "config", None))
+    if logits.shape[:2] != (1, wanted.num_classes) or (logits.dim() != 2 and not dense):
         raise UserError(
             f"`model.name` {wanted.options.name} expected to return {wanted.num_classes} logits, "
             f"got {tuple(logits.shape)}; choose a network that classifies"
