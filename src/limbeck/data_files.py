@@ -103,6 +103,15 @@ BY_HAND: dict[str, ByHand] = {
     "imagenet": ByHand("image-net.org, on request", ("train", "val")),
     "image_folder": ByHand("your own", ("train", "val")),
     "captioned_shards": ByHand("such as DataComp, by img2dataset; and ImageNet for its test", ("val", "val")),
+    "ade20k": ByHand(
+        "data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+        ("ADEChallengeData2016/images/training", "ADEChallengeData2016/images/validation"),
+    ),
+    "voc2012": ByHand(
+        "host.robots.ox.ac.uk/pascal/VOC/voc2012",
+        ("VOCdevkit/VOC2012/JPEGImages", "VOCdevkit/VOC2012/SegmentationClass"),
+    ),
+    "coco": ByHand("cocodataset.org", ("coco/train2017", "coco/val2017")),
     "imagenet_lt": ByHand(
         "ImageNet, and lists of liuziwei7.github.io/projects/LongTail",
         ("ImageNet_LT_train.txt", "ImageNet_LT_test.txt"),
