@@ -32,8 +32,8 @@ class SemiSupervisedOptions(Options):
     )
     detach_weak: bool = Field(
         True,
-        description="fixmatch: no gradient through the weak view. false as in the GKL authors' code: the pair term of "
-        "DKL, IKL and GKL moves both views.",
+        description="fixmatch: no gradient through the weak view. false as in the GKL authors' code: both views "
+        "move, by the pair term of DKL, IKL and GKL, and by all of KL, JS and squared differences.",
     )
     ramp: Literal["none", "sigmoid", "linear"] = Field(
         "none",

@@ -68,6 +68,8 @@ HOW_TO_READ = (
     "“No difference seen” is not “equal”: the interval says how large a difference these seeds leave possible.",
     "A row that theory makes equal to another is an A/A control: what they differ by is what rows differ by "
     "without any cause.",
+)
+HOW_TO_READ_CLASSES = (
     "NLL (nats) and ECE, the calibration error (15 bins, %), are better when lower. Agreement is the share of "
     "images on which student and teacher predict the same class.",
 )
@@ -109,7 +111,7 @@ def html(comparison: Comparison, pictures: Sequence[Picture]) -> str:
         _list(sentences, "notes"),
         *_beside_the_paper(comparison),
         "<h2>How to read this</h2>",
-        _list(HOW_TO_READ if comparison.attacks is None else HOW_TO_READ + HOW_TO_READ_ATTACKS, "notes"),
+        _list(_how_to_read(comparison), "notes"),
         "<h2>Pictures</h2>",
         *map(_figure, pictures),
         "<h2>Settings</h2>",
@@ -124,6 +126,11 @@ def html(comparison: Comparison, pictures: Sequence[Picture]) -> str:
     )
     body = "\n".join(part for part in parts if part)
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _how_to_read(comparison: Comparison) -> tuple[str, ...]:
+    classes = HOW_TO_READ_CLASSES if comparison.rows[0].nll is not None else ()
+    return (*HOW_TO_READ, *classes, *(HOW_TO_READ_ATTACKS if comparison.attacks is not None else ()))
 
 
 def _table(comparison: Comparison) -> str:

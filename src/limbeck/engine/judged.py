@@ -35,8 +35,10 @@ def judge(task: str, model: nn.Module, part: Any, data: DataBundle, place: Ranks
     """
     training = model.training
     model.eval()
-    verdict = JUDGES[task](model, part, data, place)
-    model.train(training)
+    try:
+        verdict = JUDGES[task](model, part, data, place)
+    finally:
+        model.train(training)
     key = headline_of(task).main.key
     if not math.isfinite(verdict.metrics[key]):
         raise Diverged(f"`{key}` is not finite in evaluation: lower `optimizer.learning_rate`")

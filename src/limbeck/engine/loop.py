@@ -254,8 +254,8 @@ class Trainer:
             self.average.update(self.epoch)
         means = self.means.take("epoch")
         self._check_weights()
-        averaged = [self.average.model] if self.average is not None else []
-        for network in dict.fromkeys((self.model, self.candidate, *averaged)):
+        others = (self.objective.guide, None if self.average is None else self.average.model)
+        for network in dict.fromkeys((self.model, self.candidate, *(other for other in others if other is not None))):
             self.ranks.share_buffers(network)
         headline = headline_of(self.recipe.task)
         watched = {name: means[name] for name in self.objective.logged if name not in self.objective.terms}

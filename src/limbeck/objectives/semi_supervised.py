@@ -95,7 +95,9 @@ class SemiSupervised(Supervised):
         parts = {}
         for name, term in self.terms.items():
             if name in self.consistent:
-                parts[name] = self._mean(self._each(name, strong, target) * counts, batch)
+                each = self._each(name, strong, target)
+                # A product would be NaN where an image that does not count has an infinite loss.
+                parts[name] = self._mean(torch.where(counts > 0, each, 0.0), batch)
             else:
                 parts[name] = self._own_part(name, term, view, batch)
         total = self._total(parts)
