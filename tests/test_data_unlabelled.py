@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from folders import write_imagenet
 from pydantic import ValidationError
 
 from limbeck.config import AugmentOptions, DataOptions, UnlabelledOptions
@@ -124,3 +125,21 @@ def test_few_labels_are_part_of_the_data_that_a_run_resumes_on():
 def test_what_has_no_meaning_beside_a_pool_is_refused(changes, words):
     with pytest.raises(ValidationError, match=words):
         DataOptions.model_validate({"labels_per_class": 4, "unlabelled": {}, **changes})
+
+
+def test_images_in_files_have_a_pool_too(tmp_path):
+    write_imagenet(tmp_path)
+    strong = {"resized_crop": (0.1, 1.0), "flip": True, "rand_augment_operations": 1}
+    options = {"labels_per_class": 1, "unlabelled": {"ratio": 2, "strong": strong}}
+    files = {"name": "imagenet", "folder": str(tmp_path), "image_size": 24, "test_resize": 28}
+    order = Order(AugmentOptions(resized_crop=(0.5, 1.0)), 6, True, 0)
+    steps = {}
+    for workers in (0, 1):
+        data = build_data(DataOptions.model_validate({**files, **options, "workers": workers}))
+        assert (len(data.train.labelled), len(data.train), set(data.train.pool.labels.tolist())) == (10, 40, {-1})
+        steps[workers] = list(data.train.open(order).batches(1, 1))
+    assert [batch.step for batch in steps[0]] == [1, 2]
+    for batch, other in zip(*steps.values(), strict=True):
+        assert [view.shape for view in batch.views] == [(12, 3, 24, 24)] * 2
+        assert all(torch.equal(*pair) for pair in zip(batch.views, other.views, strict=True))
+        assert torch.equal(batch.images, other.images)
