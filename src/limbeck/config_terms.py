@@ -103,7 +103,7 @@ def feature_names(*names: str) -> Any:
         description="Layers of the student: stages (all but the stem), last, hint (the second stage), pooled, the name "
         "of a stage such as stage2, or a module's dotted path; `:input` behind it is what goes into the module, "
         "`:preactivation` behind stages, last or a stage its map before the activation; `:map` and `:tokens` make one "
-        "of a transformer's other.",
+        "of a transformer's other. Task detect: regions, the maps inside of boxes, and pyramid, the levels.",
     )
 
 

@@ -216,7 +216,6 @@ def scene_boxes(options: DataOptions) -> DataBundle:
             digest.update(tensor.contiguous().numpy().data)
         parts.append(BoxSource(scenes.images, scenes.boxes, pixels))
     train, validation, test = parts
-    counts = train.objects.classes.bincount(minlength=len(CLASSES))
     return DataBundle(
         name=options.name,
         train=train,
@@ -224,7 +223,7 @@ def scene_boxes(options: DataOptions) -> DataBundle:
         test=cast("Samples", test),
         num_classes=len(CLASSES),
         image_shape=train.image_shape,
-        class_counts=counts,
+        class_counts=torch.empty(0, dtype=torch.int64),  # of images: each has several
         fingerprint=digest.hexdigest(),
         device=torch.device("cpu"),
     )

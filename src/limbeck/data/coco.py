@@ -351,7 +351,7 @@ def open_coco(options: DataOptions, told: Callable[[str], None] = lambda line: N
         test=cast("Samples", part(test, torch.arange(len(test.names)))),
         num_classes=len(train.categories),
         image_shape=training.image_shape,
-        class_counts=training.objects.classes.bincount(minlength=len(train.categories)),
+        class_counts=torch.empty(0, dtype=torch.int64),
         fingerprint=digest.hexdigest(),
         device=torch.device("cpu"),
     )
