@@ -39,6 +39,7 @@ def run(tmp_path):
     return write(
         tmp_path / "run",
         test_captions=texts("cat", "a face with a hat on"),
+        test_caption_places=np.array([1, 4]),
         test_caption_images=images[:, 0],
         test_retrieved_images=images,
         test_retrieved_right=right,

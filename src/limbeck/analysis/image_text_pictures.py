@@ -27,10 +27,11 @@ LONGEST = 22  # characters of a caption's line
 
 @dataclass(frozen=True)
 class Found:
-    """What a run keeps for pictures; the first four are empty where held-out images have no captions.
+    """What a run keeps for pictures; the first five are empty where held-out images have no captions.
 
     Attributes:
         captions: Some captions of held-out images.
+        places: At which place each finds its own image, `(N,)`, from 1.
         own: Their images, `(N, C, H, W)`.
         nearest: The nearest images to each, from the nearest on, `(N, K, C, H, W)`.
         right: Whether these are of the caption, `(N, K)`.
@@ -39,6 +40,7 @@ class Found:
     """
 
     captions: tuple[str, ...]
+    places: Array
     own: Array
     nearest: Array
     right: Array
@@ -65,6 +67,7 @@ def compute(run: Run) -> Found:
     none = np.empty(0)
     return Found(
         _texts(arrays.get("captions", np.empty((0, 0), np.uint8))),
+        arrays.get("caption_places", none),
         arrays.get("caption_images", none),
         arrays.get("retrieved_images", none),
         arrays.get("retrieved_right", none),
@@ -85,7 +88,8 @@ def draw_retrieval(found: Found) -> Figure:
     for line, caption in enumerate(found.captions):
         own, gap, *others = axes[line * (columns + 2) : (line + 1) * (columns + 2)]
         _show(own, found.own[line])
-        own.set_ylabel(textwrap.fill(caption, LONGEST), rotation=0, ha="right", va="center")
+        told = f"\n(place {int(found.places[line])})"
+        own.set_ylabel(textwrap.fill(caption, LONGEST) + told, rotation=0, ha="right", va="center")
         gap.set_axis_off()
         for place, panel in enumerate(others):
             _show(panel, found.nearest[line, place], framed=bool(found.right[line, place]))
@@ -134,8 +138,8 @@ def _of_run(name: str, run: Run, suffix: str) -> Iterator[Picture]:
     found, whose = compute(run), f" {name}:" if suffix else ""
     if found.captions:
         caption = (
-            f"{whose} Captions of held-out images, each with its own image and the nearest of all {run.split} images, "
-            "from the nearest on; the right one has a frame."
+            f"{whose} Captions of held-out images, from the best found to the worst, each with its own image, the place "
+            f"at which it is found, and the nearest of all {run.split} images, from the nearest on; the right one is framed."
         )
         yield Picture(f"retrieval{suffix}", "Images found for captions", caption.strip(), png(draw_retrieval(found)))
     if len(found.classes) <= 20:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 BATCH = 256  # a constant, so that features do not depend on the batch size of the training
 ROWS = 1024  # of similarities that are in memory at a time
 DEPTHS = (1, 5, 10)
-SHOWN, NEAREST = 8, 5  # captions whose nearest images are kept for pictures
+# Captions whose nearest images are kept for pictures, by the share of captions that find their own image sooner.
+SHOWN, NEAREST = (0.0, 0.01, 0.03, 0.06, 0.1, 0.25, 0.5, 1.0), 5
 
 
 def judge(model: ImageTextNetwork, part: Gallery, data: DataBundle, place: Turns) -> Verdict:
@@ -94,25 +95,34 @@ def recalls(
         >>> recalls(torch.eye(2), torch.eye(2).flip(0), torch.arange(2), torch.arange(2), (1, 2))
         [0.0, 1.0]
     """
-    ahead = []
+    before = ahead(queries, keys, query_groups, key_groups)
+    return [(before < depth).double().mean().item() for depth in depths]
+
+
+def ahead(queries: Tensor, keys: Tensor, query_groups: Tensor, key_groups: Tensor) -> Tensor:
+    """Return how many keys of other groups are at least as near to each query as the nearest of its own, `(N,)`."""
+    found = []
     for rows, groups in zip(torch.split(queries, ROWS), torch.split(query_groups, ROWS), strict=True):
         similarities = rows @ keys.T
         right = groups.unsqueeze(1) == key_groups
         best = similarities.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        ahead.append(((similarities >= best) & ~right).sum(1))
-    before = torch.cat(ahead)
-    return [(before < depth).double().mean().item() for depth in depths]
+        found.append(((similarities >= best) & ~right).sum(1))
+    return torch.cat(found)
 
 
 def _shown(part: Gallery, texts: Tensor, images: Tensor, same: Tensor) -> dict[str, Tensor]:
-    """Return some captions, their own images and the nearest ones, and whether these are right."""
+    """Return some captions, from the best found to the worst, their own images, and the nearest ones."""
     pixels = getattr(part.images, "images", None)
     if pixels is None or not part.captions:
         return {}
-    chosen = torch.linspace(0, len(texts) - 1, min(SHOWN, len(texts))).round().long()
+    before = ahead(texts, images, same, same)
+    order = before.argsort(stable=True)
+    places = sorted({round(share * (len(texts) - 1)) for share in SHOWN})
+    chosen = order[torch.tensor(places)]
     found = (texts[chosen] @ images.T).topk(min(NEAREST, len(images))).indices
     return {
         "captions": as_bytes([part.captions[place] for place in chosen.tolist()]),
+        "caption_places": before[chosen] + 1,
         "caption_images": pixels[chosen.to(pixels.device)].cpu(),
         "retrieved_images": pixels[found.to(pixels.device)].cpu(),
         "retrieved_right": same[found] == same[chosen].unsqueeze(1),
