@@ -91,6 +91,22 @@ def test_dropout_draws_the_same_in_both_passes_and_goes_on_behind_them():
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen, again, strict=True))
 
 
+def test_a_batch_norm_takes_in_each_part_once():
+    whole, made, plain = batch(), objective(), objective()
+    for each in (made, plain):
+        each.student.image_projection = torch.nn.Sequential(
+            torch.nn.BatchNorm1d(each.student.image_projection.in_features, dtype=torch.float64),
+            each.student.image_projection,
+        )
+    parts = cut(whole, [6, 4])
+    for part in parts:
+        plain.student(part.images, part.labels)
+    step(made, parts)
+    ours, theirs = made.student.image_projection[0], plain.student.image_projection[0]
+    assert int(ours.num_batches_tracked) == len(parts)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+
+
 def test_the_terms_are_the_functions_that_they_stand_for():
     whole, made = batch(), objective()
     outcome = made(whole)

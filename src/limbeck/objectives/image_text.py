@@ -120,9 +120,9 @@ class ImageText(Supervised):
         if len(parts) == 1:
             return parts
         states, seen = [], []
-        for part in parts:
-            states.append(_state(part.images.device))
-            with torch.no_grad():
+        with torch.no_grad(), _buffers_kept(self.student):
+            for part in parts:
+                states.append(_state(part.images.device))
                 seen.append(self._student(part))
         samples = sum(len(part.labels) for part in parts)
         leaves = Towers(
@@ -237,6 +237,18 @@ def _nearest(towers: Towers, tile: int | None) -> Tensor:
         others = rows.scatter(1, places, -torch.inf).amax(1, keepdim=True)
         found.append(torch.cat([own, others], 1))
     return torch.cat(found)
+
+
+@contextmanager
+def _buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Leave a network's buffers as they were: the statistics of a BatchNorm take in each image once a step."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
 
 
 def _state(device: torch.device) -> tuple[Tensor, ...]:
