@@ -95,7 +95,7 @@ def test_a_batch_norm_takes_in_each_part_once():
     whole, made, plain = batch(), objective(), objective()
     for each in (made, plain):
         each.student.image_projection = torch.nn.Sequential(
-            torch.nn.BatchNorm1d(each.student.image_projection.in_features, dtype=torch.float64),
+            torch.nn.BatchNorm1d(each.student.image_projection[-1].in_features, dtype=torch.float64),
             each.student.image_projection,
         )
     parts = cut(whole, [6, 4])
