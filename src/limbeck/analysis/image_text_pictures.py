@@ -138,8 +138,8 @@ def _of_run(name: str, run: Run, suffix: str) -> Iterator[Picture]:
     found, whose = compute(run), f" {name}:" if suffix else ""
     if found.captions:
         caption = (
-            f"{whose} Captions of held-out images, from the best found to the worst, each with its own image, the place "
-            f"at which it is found, and the nearest of all {run.split} images, from the nearest on; the right one is framed."
+            f"{whose} Captions of held-out images, from the best found to the worst, each with its own image, the "
+            f"place of that, and the nearest of all {run.split} images, from the nearest on; the right one is framed."
         )
         yield Picture(f"retrieval{suffix}", "Images found for captions", caption.strip(), png(draw_retrieval(found)))
     if len(found.classes) <= 20:
