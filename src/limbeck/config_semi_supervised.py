@@ -93,7 +93,7 @@ def draws_to_a_target(term: TermOptions) -> bool:
 def check_semi_supervised(recipe: Recipe) -> None:
     """Raise ValueError for images or losses that do not fit the task, or that only this task has."""
     pool, task = recipe.data.unlabelled, recipe.task
-    if (pool is not None) != (task == "semi_supervised") and recipe.data.name != "custom":
+    if (pool is not None) != (task == "semi_supervised"):
         if pool is not None:
             raise ValueError(f"`data.unlabelled` belongs to task `semi_supervised`, got task `{task}`; set it to null")
         raise ValueError(
