@@ -10,7 +10,7 @@ from folders import WNIDS, write_captioned_shards, write_imagenet
 from pydantic import ValidationError
 from tiny_clip import write_network, write_tokenizer
 
-from limbeck.config import AugmentOptions, DataOptions, Recipe
+from limbeck.config import AugmentOptions, DataOptions, ModelOptions, Recipe
 from limbeck.config_files import load_recipe
 from limbeck.data import build_data, open_stream
 from limbeck.data.words import word_tokens
@@ -110,8 +110,9 @@ def networks(tmp_path_factory):
     sizes = {"image_size": 32}
     student, teacher = write_network(root / "student", **sizes), write_network(root / "teacher", width=24, **sizes)
     words = write_tokenizer(root / "words", ["picture", "of", "kind", "photo", "tench", "goldfish", "shark"])
-    made = Recipe.model_validate({"task": "image_text", "model": {"name": f"hf:{teacher}"}, "data": {"name": "emoji"}})
-    model = build_model(made.model, image_shape=(3, 32, 32), num_classes=3, seed=1, task="image_text")
+    model = build_model(
+        ModelOptions(name=f"hf:{teacher}"), image_shape=(3, 32, 32), num_classes=3, seed=1, task="image_text"
+    )
     torch.save(model.network.state_dict(), root / "teacher.pth")
     return root, student, teacher, words
 

@@ -172,3 +172,19 @@ def test_what_has_no_meaning_between_similarities_is_refused(term, message):
     content = {"task": "image_text", "data": {"name": "emoji"}, "model": {"name": "image_text"}}
     with pytest.raises(ValidationError, match=message):
         Recipe.model_validate({**content, "teachers": [{"run": "there"}], "losses": [term]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name": "timm:vit_tiny_patch16_224"}}, "expected a network hf:NAME or open_clip:NAME, got `timm:"),
+        ({"model": {"name": "resnet8"}}, "task `image_text` expected a network among image_text"),
+        ({"model": {"name": "hf:clip"}}, "`data.captions.tokenizer` expected that of `hf:clip`, .* got words"),
+        ({"task": "supervised", "model": {"name": "open_clip:ViT-B-16"}, "data": {}}, "belongs to task `image_text`"),
+        ({"data": {"name": "digits"}}, "task `image_text` expected data among emoji, captioned_shards, got `digits`"),
+    ],
+)
+def test_networks_and_data_of_other_tasks_are_refused(changes, message):
+    content = {"task": "image_text", "data": {"name": "emoji"}, "model": {"name": "image_text"}}
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate({**content, **changes})

@@ -22,7 +22,7 @@ from limbeck.config_data_masks import MasksOptions
 from limbeck.config_data_scenes import ScenesOptions
 from limbeck.config_data_unlabelled import UnlabelledOptions
 from limbeck.config_detect import DetectOptions, check_detect
-from limbeck.config_image_text import ImageTextOptions, check_image_text_terms
+from limbeck.config_image_text import ImageTextOptions, check_image_text_terms, check_tokenizer
 from limbeck.config_incremental import IncrementalOptions, PhaseOptions, check_incremental
 from limbeck.config_losses import TERMS, Term, loss_options
 from limbeck.config_models import SIZED_MODELS, STANDARDISING_MODELS, ModelOptions, TeacherOptions
@@ -208,6 +208,7 @@ class Recipe(Options):
         check_consistency(self)
         if self.task == "image_text":
             check_image_text_terms(terms)
+            check_tokenizer(self.data.captions.tokenizer, networks)
         check_detect(self, settings)
         check_segment(self)
         self._check_rows()

@@ -46,3 +46,12 @@ def check_image_text_terms(terms: Iterable[TermOptions]) -> None:
                 "`cross_entropy` of task `image_text` has no smoothing and no binary form; SigLIP's is "
                 "`image_text.form: sigmoid`"
             )
+
+
+def check_tokenizer(tokenizer: str, networks: Iterable[str]) -> None:
+    """Raise ValueError for words by their hash beside a library's network, which knows its own tokens."""
+    for name in networks:
+        if ":" in name and tokenizer == "words":
+            raise ValueError(
+                f"`data.captions.tokenizer` expected that of `{name}`, as hf:NAME or open_clip:NAME, got words"
+            )

@@ -50,6 +50,7 @@ TASK_ONLY: dict[str, tuple[str, ...]] = {
     "fgfi": ("detect",),
     "box_regression": ("detect",),
 }
+TOWERS = ("hf", "open_clip")  # libraries with networks of two towers
 # Data sets that are not of images with one class each.
 TASK_DATA: dict[str, tuple[str, ...]] = {
     "emoji": ("image_text",),
@@ -75,6 +76,8 @@ def check_task(task: str, terms: Iterable[TermOptions], data_name: str, networks
         own = [name for name, tasks in TASK_DATA.items() if task in tasks]
         raise ValueError(f"task `{task}` expected data among {', '.join(own)}, got `{data_name}`")
     for name in networks:
+        if is_prefixed(name):
+            _check_library(task, name)
         if name == "custom" or is_prefixed(name):
             continue
         own_networks = TASK_NETWORKS.get(task)
@@ -83,3 +86,12 @@ def check_task(task: str, terms: Iterable[TermOptions], data_name: str, networks
         owner = next((other for other, names in TASK_NETWORKS.items() if name in names), task)
         if owner != task:
             raise ValueError(f"the network `{name}` belongs to task `{owner}`, got task `{task}`")
+
+
+def _check_library(task: str, name: str) -> None:
+    """Raise ValueError for a library that has no networks of the task."""
+    prefix = name.partition(":")[0]
+    if task == "image_text" and prefix not in TOWERS:
+        raise ValueError(f"task `image_text` expected a network hf:NAME or open_clip:NAME, got `{name}`")
+    if task != "image_text" and prefix == "open_clip":
+        raise ValueError(f"the network `{name}` belongs to task `image_text`, got task `{task}`")
