@@ -46,11 +46,12 @@ class ModelOptions(Options):
         "configuration); custom is the module that `limbeck.fit` was given.",
     )
     width: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Hidden units (mlp) or channels of the first stage (convnet, detector); null is 16 there."
+        None, description="Hidden units (mlp) or channels of the first stage (others); null is 16 there."
     )
     depth: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Hidden layers (mlp), stages (convnet), layers of a stage (detector); null is 2, of detector 1.",
+        description="Hidden layers (mlp), stages (convnet, encoder_decoder), layers of a stage (detector); null is 2, "
+        "of encoder_decoder 3, of detector 1.",
     )
     norm: Literal["batch", "group"] = Field(
         "batch", description="group puts GroupNorm, 8 channels a group, in each BatchNorm's place: it knows no batch."
