@@ -60,7 +60,7 @@ FACTS = {
     "inaturalist18": ("461,939", "files, colour", "8,142", "research, no commerce"),
     "scenes": ("any", "composed, colour", "9", "Twemoji CC-BY 4.0, photographs mixed"),
     "scene_boxes": ("any", "composed, colour", "8", "Twemoji CC-BY 4.0, photographs mixed"),
-    "emoji": ("1,366", "72x72 colour", "texts", "Twemoji CC-BY 4.0"),
+    "emoji": ("1,372", "32x32 colour", "texts", "Twemoji CC-BY 4.0"),
     "ade20k": ("22,210", "files, colour", "150", "research, no commerce"),
     "voc2012": ("2,913", "files, colour", "21", "Flickr's terms"),
     "coco": ("123,287", "files, colour", "80", "annotations CC-BY 4.0, images Flickr's terms"),
