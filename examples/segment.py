@@ -2,7 +2,7 @@
 
 python examples/segment.py
 
-300 scenes of emoji on photographs for the student, 900 for its teacher, two minutes.
+300 scenes of emoji on photographs for the student, 900 for its teacher, a minute.
 """
 
 import torch
