@@ -6,11 +6,15 @@ import json
 import math
 
 import pytest
+import torch
 from test_data_masked import write_ade20k, write_voc
 
+from limbeck.config import ModelOptions
 from limbeck.config_files import load_recipe
 from limbeck.engine import run_folder
 from limbeck.engine.fit import fit
+from limbeck.errors import UserError
+from limbeck.models import build_model
 
 SHORT = {
     "train.epochs": 1,
@@ -89,3 +93,19 @@ def test_segformer_takes_two_steps_from_a_folder_of_its_configuration(ade20k, tm
         **{"model.name": f"hf:{tmp_path / 'b0'}", "teachers": teachers, "data.image_size": 64, "data.validation": 0.25},
     )
     assert results["last"]["test"]["samples"] == 2
+
+
+def test_a_library_is_asked_for_classes_of_pixels_or_of_images_by_the_task(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"depths": [1] * 4, "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
+    named = {"decoder_hidden_size": 16, "architectures": ["SegformerForSemanticSegmentation"]}
+    transformers.SegformerConfig(**sizes, **named).save_pretrained(tmp_path / "b0")
+    wanted = {"image_shape": (3, 64, 64), "num_classes": 5, "seed": 0}
+    dimensions = {
+        task: build_model(ModelOptions(name=f"hf:{tmp_path / 'b0'}"), task=task, **wanted)(torch.zeros(1, 3, 64, 64))
+        for task in ("segment", "supervised")
+    }
+    assert dimensions["segment"].shape == (1, 5, 16, 16)
+    assert dimensions["supervised"].shape == (1, 5)
+    with pytest.raises(UserError, match="hf:resnet: Unrecognized configuration class"):
+        build_model(ModelOptions(name="hf:resnet"), task="segment", **wanted)

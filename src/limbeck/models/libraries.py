@@ -45,6 +45,7 @@ class Wanted(NamedTuple):
         image_shape: `(C, H, W)`.
         num_classes: Number of classes.
         pretrained: Whether it starts from the library's own weights.
+        maps: Whether it gives each pixel a class, not each image.
     """
 
     options: ModelOptions
@@ -52,6 +53,7 @@ class Wanted(NamedTuple):
     image_shape: tuple[int, int, int]
     num_classes: int
     pretrained: bool
+    maps: bool = False
 
 
 class Opened(NamedTuple):
@@ -92,7 +94,7 @@ def open_network(
         UserError: The library is not here, knows no such network or weights, or the network cannot look at the images.
     """
     prefix, _, name = options.name.partition(":")
-    wanted = Wanted(options, name, image_shape, num_classes, pretrained)
+    wanted = Wanted(options, name, image_shape, num_classes, pretrained, maps=task == "segment")
     if task == "image_text":
         from limbeck.models.libraries_image_text import open_towers
 
@@ -193,7 +195,7 @@ def _transformers(wanted: Wanted) -> Opened:
         else:
             config = transformers.AutoConfig.from_pretrained(name)
         auto = transformers.AutoModelForImageClassification
-        if _labels_pixels(config):
+        if wanted.maps:
             auto = transformers.AutoModelForSemanticSegmentation
         head = config.num_labels
         config.num_labels = wanted.num_classes
@@ -208,12 +210,6 @@ def _transformers(wanted: Wanted) -> Opened:
         )
     fresh = [str(key) for key in loaded["missing_keys"]]
     return Opened(network, own, 0 if fresh else head)
-
-
-def _labels_pixels(config: Any) -> bool:
-    """Whether a folder's configuration is of a network that gives each pixel a class, such as SegFormer."""
-    names = getattr(config, "architectures", None) or ()
-    return any(name.endswith("ForSemanticSegmentation") for name in names)
 
 
 def _fit_config(config: Any, wanted: Wanted) -> None:
@@ -338,9 +334,9 @@ def _look_once(network: PrefixedNetwork, wanted: Wanted) -> None:
             "set `data.image_size` to a side that it takes"
         ) from error
     network.train()
-    dense = logits.dim() == 4 and _labels_pixels(getattr(network.network, "config", None))
-    if logits.shape[:2] != (1, wanted.num_classes) or (logits.dim() != 2 and not dense):
+    if logits.shape[:2] != (1, wanted.num_classes) or logits.dim() != (4 if wanted.maps else 2):
+        each = "pixel" if wanted.maps else "image"
         raise UserError(
-            f"`model.name` {wanted.options.name} expected to return {wanted.num_classes} logits, "
-            f"got {tuple(logits.shape)}; choose a network that classifies"
+            f"`model.name` {wanted.options.name} expected to return {wanted.num_classes} logits of each {each}, "
+            f"got {tuple(logits.shape)}; choose a network that classifies {each}s"
         )
