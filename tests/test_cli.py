@@ -178,7 +178,7 @@ def test_loss_is_shown_with_default_range_and_meaning_of_each_option(limbeck_say
         (["compare", "digits/teacher"], "no rows to compare"),
         (["evaluate", "nowhere"], "nowhere"),
         ([*FILE, "--data", "digits", "--which", "best"], "--which best chooses among the weights of a RUN"),
-        ([*FILE, "--data", "custom"], "`custom`; expected one of `ade20k`, `cifar10`, `cifar100`, `coco`, `digits`"),
+        ([*FILE, "--data", "custom"], "`custom`; expected one of `ade20k`, `captioned_shards`, `cifar10`"),
         ([*FILE, "--data", "cifar11"], "--data: unknown data set `cifar11`; did you mean `cifar10"),
         (["evaluate", "x", "--which", "bst"], "'bst' is not one of 'last', 'best', 'ema'"),
         (["plot", "nowhere"], "nowhere"),

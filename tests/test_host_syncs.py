@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from limbeck.config import TERMS
+from limbeck.config_tasks import TASK_ONLY
 from limbeck.engine import loop
 from limbeck.engine.fit import fit
 from limbeck.engine.loop import Trainer
@@ -29,7 +30,11 @@ from limbeck.objectives.terms import asks_teacher
 META = torch.device("meta")
 CONVNET = {"name": "convnet", "width": 4, "depth": 3}
 FEW = {"crd": {"negatives": 16, "dim": 8}, "mlkd": {"temperatures": [2.0, 4.0]}}
-TAUGHT = sorted(name for name, term in TERMS.items() if asks_teacher(term()) and name != "mart")
+TAUGHT = sorted(
+    name
+    for name, term in TERMS.items()
+    if asks_teacher(term()) and name != "mart" and "distill" in TASK_ONLY.get(name, ("distill",))
+)
 
 
 def place() -> str:
@@ -210,8 +215,10 @@ def test_a_teachers_recorded_logits_are_taken_without_waiting(teacher, tmp_path,
     ],
 )
 def test_a_copy_from_the_host_is_seen(wait, tmp_path, monkeypatch):
-    values = loop._values
-    monkeypatch.setattr(loop, "_values", lambda part, outcome: (wait(outcome.logits), values(part, outcome))[1])
+    values = loop.Trainer._values
+    monkeypatch.setattr(
+        loop.Trainer, "_values", lambda run, part, outcome: (wait(outcome.logits), values(run, part, outcome))[1]
+    )
     found = waits(options_of("supervised"), tmp_path / "run", monkeypatch)
     assert len(found) == 1
     assert found[0].startswith("engine/loop.py")
@@ -222,7 +229,7 @@ def test_a_copy_from_the_host_is_seen(wait, tmp_path, monkeypatch):
     [lambda logits: logits.sum().item(), lambda logits: logits[logits > 0], lambda logits: logits.cpu()],
 )
 def test_a_look_at_a_number_raises(wait, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_values", lambda part, outcome: wait(outcome.logits))
+    monkeypatch.setattr(loop.Trainer, "_values", lambda run, part, outcome: wait(outcome.logits))
     with pytest.raises(RuntimeError, match="meta"):
         waits(options_of("supervised"), tmp_path / "run", monkeypatch)
 

@@ -97,7 +97,12 @@ def test_only_without_the_activation_a_signed_target_is_reached(kind: str) -> No
         ("linear", (5, 4, 4), (16, 7), "'linear' expected shapes that differ in D alone"),
         ("linear", (5, 4, 4, 4), (5, 4, 4, 7), "'linear' expected shapes that differ in D alone"),
         ("none", (5, 4, 4), (7, 4, 4), "'none' expected one shape"),
-        ("conv", (5, 4, 4), (7, 4, 4), "`projector` expected one of 'conv1x1', 'bottleneck', 'linear', 'none', got"),
+        (
+            "conv",
+            (5, 4, 4),
+            (7, 4, 4),
+            "`projector` expected one of 'conv1x1', 'conv3x3', 'bottleneck', 'linear', 'none', got",
+        ),
     ],
 )
 def test_what_cannot_be_matched_is_refused_in_one_line(

@@ -12,6 +12,7 @@ from engine_runs import Hook, assert_same_run, recipe
 from torch import nn
 
 from limbeck.config import TERMS, CrossEntropyTerm, FitNetTerm, KLTerm, ModelOptions
+from limbeck.config_tasks import TASK_ONLY
 from limbeck.data import Batch
 from limbeck.engine import run_folder
 from limbeck.engine.fit import fit, open_device, train_run
@@ -29,7 +30,11 @@ from limbeck.objectives.terms import asks_teacher
 CLASSES, SAMPLES, SIDE = 5, 8, 16
 CONVNET = {"name": "convnet", "width": 4, "depth": 3}
 FEW = {"crd": {"negatives": 6, "dim": 8}, "mlkd": {"temperatures": [2.0, 4.0]}}
-TAUGHT = sorted(name for name, term in TERMS.items() if asks_teacher(term()) and name != "mart")
+TAUGHT = sorted(
+    name
+    for name, term in TERMS.items()
+    if asks_teacher(term()) and name != "mart" and "distill" in TASK_ONLY.get(name, ("distill",))
+)
 
 
 def network(width: int, seed: int) -> nn.Module:

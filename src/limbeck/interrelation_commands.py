@@ -175,8 +175,9 @@ def _recipe_of_run(run: Path, data: str | None) -> tuple[Recipe, str]:
 
 def _data_sets() -> set[str]:
     from limbeck.config import DataOptions
+    from limbeck.config_tasks import TASK_DATA
 
-    return set(get_args(DataOptions.model_fields["name"].annotation)) - {"custom"}
+    return set(get_args(DataOptions.model_fields["name"].annotation)) - {"custom"} - TASK_DATA.keys()
 
 
 def _read_recipe(data: str) -> Recipe:

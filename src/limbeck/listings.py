@@ -22,6 +22,7 @@ from limbeck.config_terms_logit import LOGIT_TERMS
 from limbeck.config_terms_maps import MAPS_TERMS
 from limbeck.config_terms_moments import MOMENTS_TERMS
 from limbeck.config_terms_relations import RELATIONS_TERMS
+from limbeck.config_terms_segment import SEGMENT_TERMS
 from limbeck.config_terms_self import SELF_TERMS
 from limbeck.config_terms_transport import TRANSPORT_TERMS
 from limbeck.errors import UserError
@@ -43,6 +44,7 @@ FAMILIES: dict[str, dict[str, type[TermOptions]]] = {
     "Relations between samples": RELATIONS_TERMS,
     "The student itself": SELF_TERMS,
     "Detectors": DETECTION_TERMS,
+    "Classes of pixels": SEGMENT_TERMS,
 }
 
 
