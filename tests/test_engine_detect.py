@@ -144,6 +144,20 @@ def test_images_of_many_shapes_train_a_detector_from_files(tmp_path):
         (["losses=[{name: cross_entropy}]"], "task `detect` expected losses among detection, kl"),
         (["data.name=digits"], "task `detect` expected data among"),
         (["model={name: resnet18}"], "task `detect` expected a network among detector"),
+        (
+            ['model={name: "tv:resnet18"}'],
+            "task `detect` expected a network tv:fasterrcnn_BACKBONE, BACKBONE among resn",
+        ),
+        (['model={name: "timm:resnet18"}'], "task `detect` expected a network tv:fasterrcnn_BACKBONE"),
+        (
+            [
+                "task=supervised",
+                "data.name=digits",
+                "losses=[{name: cross_entropy}]",
+                'model={name: "tv:fasterrcnn_x"}',
+            ],
+            "the network `tv:fasterrcnn_x` belongs to task `detect`, got task `supervised`",
+        ),
         (["task=supervised", "data.name=digits"], "the loss `detection` belongs to task `detect`"),
         (["train.compile=true"], "`train.compile` expected false"),
         (

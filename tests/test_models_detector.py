@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -30,6 +32,13 @@ def test_a_detector_has_its_levels_and_reports_boxes(name):
     assert sides == [(-(-64 // stride), -(-96 // stride)) for stride in model.geometry.strides]
     if name == "detector":
         assert model(images).shape == (2, 64 * 3 if 64 * 3 < 100 else 100, 6)
+
+
+def test_a_detector_of_torchvision_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    options = ModelOptions(name="tv:fasterrcnn_resnet18")
+    with pytest.raises(UserError, match=r'^`model.name` tv:fasterrcnn_resnet18 needs `torchvision`: pip install "limb'):
+        build_model(options, image_shape=(3, 64, 64), num_classes=3, seed=0, task="detect")
 
 
 def test_a_perfect_second_stage_reports_the_true_boxes_once():

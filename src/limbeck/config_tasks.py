@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from limbeck.network_names import TASK_NETWORKS, is_prefixed
+from limbeck.network_names import DETECTOR_BACKBONES, DETECTOR_PREFIX, TASK_NETWORKS, is_prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,3 +95,10 @@ def _check_library(task: str, name: str) -> None:
         raise ValueError(f"task `image_text` expected a network hf:NAME or open_clip:NAME, got `{name}`")
     if task != "image_text" and prefix == "open_clip":
         raise ValueError(f"the network `{name}` belongs to task `image_text`, got task `{task}`")
+    if task == "detect" and name.removeprefix(DETECTOR_PREFIX).removesuffix("_fpn") not in DETECTOR_BACKBONES:
+        raise ValueError(
+            f"task `detect` expected a network {DETECTOR_PREFIX}BACKBONE, BACKBONE among "
+            f"{', '.join(DETECTOR_BACKBONES)}, got `{name}`"
+        )
+    if task != "detect" and name.startswith(DETECTOR_PREFIX):
+        raise ValueError(f"the network `{name}` belongs to task `detect`, got task `{task}`")

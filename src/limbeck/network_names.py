@@ -51,6 +51,12 @@ TASK_NETWORKS: dict[str, tuple[str, ...]] = {
     "segment": ("encoder_decoder", "pspnet_resnet18", "pspnet_resnet101"),
     "image_text": ("image_text", "image_text_sigmoid"),
 }
+# What torchvision's Faster R-CNN can be built on, named tv:fasterrcnn_BACKBONE.
+DETECTOR_BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2", "mobilenet_v2"),
+)
+DETECTOR_PREFIX = "tv:fasterrcnn_"
 OWN = (*ZOO, *(name for names in TASK_NETWORKS.values() for name in names))
 # Before the name of a network of another library.
 PREFIXES = {"timm": "timm", "tv": "torchvision", "hf": "transformers", "open_clip": "open_clip"}

@@ -106,7 +106,10 @@ def _similarities(
     if request.kind == "uniform":
         return similarities.uniform_interrelations(num_classes), ()
     if request.kind == "classifier":
-        weight = find_classifier(model, num_classes).weight.detach().cpu()
+        layer = find_classifier(model, num_classes)
+        weight = layer.weight.detach().cpu()
+        if getattr(layer, "background_first", False):  # the background is the last class of a detector here
+            weight = weight.roll(-1, dims=0)
         return similarities.classifier_cosine(weight, negative=request.negative), ()
     if source is None:
         raise UserError(f"interrelations of the kind {request.kind} expected training images, got none")

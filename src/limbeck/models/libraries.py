@@ -99,6 +99,10 @@ def open_network(
         from limbeck.models.libraries_image_text import open_towers
 
         return open_towers(wanted, data)
+    if task == "detect":
+        from limbeck.models.libraries_detect import open_detector
+
+        return open_detector(wanted, data)
     opened = _LIBRARIES[prefix](wanted)
     unknown = Standardisation((0.0,) * image_shape[0], (1.0,) * image_shape[0])
     data = data or unknown

@@ -14,6 +14,7 @@ from limbeck.errors import UserError, missing_extra, reason
 from limbeck.models import MODELS
 from limbeck.models.detector import Detector
 from limbeck.models.prefixed import PrefixedNetwork
+from limbeck.models.prefixed_detector import PrefixedDetector, fitted
 from limbeck.models.public_names import STANDARDISATION, our_name
 from limbeck.models.torch_files import Unreadable, read_torch_file
 from limbeck.network_names import PRETRAINED, is_prefixed
@@ -94,8 +95,11 @@ def load_weights(path: Path, model: nn.Module, name: str, *, any_head: bool = Fa
     expected = model.state_dict()
     constants = {key: value for key, value in model.named_buffers() if key not in expected}
     tensors = _without_constants(tensors, constants, path, name)
-    if any_head and isinstance(model, Detector):
-        tensors, classes = _with_new_heads(tensors, expected, name)
+    if isinstance(model, PrefixedDetector) or (any_head and isinstance(model, Detector)):
+        if isinstance(model, PrefixedDetector):
+            tensors, classes = fitted(tensors, expected, name, any_head=any_head)
+        else:
+            tensors, classes = _with_new_heads(tensors, expected, name)
         if classes is not None:
             _load(model, tensors, expected, path, name)
             return Loaded(hashlib.sha256(content).hexdigest(), classes)
