@@ -5,6 +5,7 @@ Everything is a no-op in a process of its own. What a rank writes, only the firs
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,4 +147,7 @@ def joined(device: str) -> Iterator[Ranks]:
     try:
         yield here()
     finally:
+        # What holds the group, such as a wrapper of a finished run, goes first: the group's threads end with it alone,
+        # and a process that ends before them is aborted.
+        gc.collect()
         dist.destroy_process_group()
