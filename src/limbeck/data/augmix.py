@@ -144,15 +144,7 @@ class AugMixedStream:
 
     @property
     def _epochs(self) -> Epochs:
-        asked = self.asked
-        return Epochs(
-            len(self.part),
-            batch_size=asked.batch_size,
-            seed=asked.seed,
-            drop_last=asked.drop_last,
-            rank=asked.rank,
-            world=asked.world,
-        )
+        return self.asked.epochs(len(self.part))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -154,15 +154,7 @@ class BoxStream:
 
     @property
     def _epochs(self) -> Epochs:
-        asked = self.order
-        return Epochs(
-            len(self.source),
-            batch_size=asked.batch_size,
-            seed=asked.seed,
-            drop_last=asked.drop_last,
-            rank=asked.rank,
-            world=asked.world,
-        )
+        return self.order.epochs(len(self.source))
 
     @property
     def steps_per_epoch(self) -> int:

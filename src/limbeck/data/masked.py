@@ -146,15 +146,7 @@ class MaskedStream:
     @property
     def _epochs(self) -> Epochs:
         order = self.order
-        return Epochs(
-            len(self.part),
-            batch_size=order.batch_size,
-            seed=order.seed,
-            drop_last=order.drop_last or order.repeats > 1,
-            repeats=order.repeats,
-            rank=order.rank,
-            world=order.world,
-        )
+        return replace(order, drop_last=order.drop_last or order.repeats > 1).epochs(len(self.part))
 
     @property
     def steps_per_epoch(self) -> int:

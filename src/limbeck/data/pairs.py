@@ -74,16 +74,7 @@ class PairStream:
 
     @property
     def _epochs(self) -> Epochs:
-        asked = self.order
-        return Epochs(
-            len(self.source),
-            batch_size=asked.batch_size,
-            seed=asked.seed,
-            drop_last=asked.drop_last,
-            repeats=asked.repeats,
-            rank=asked.rank,
-            world=asked.world,
-        )
+        return self.order.epochs(len(self.source))
 
     @property
     def steps_per_epoch(self) -> int:

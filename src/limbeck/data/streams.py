@@ -60,6 +60,18 @@ class Order:
     rank: int = 0
     world: int = 1
 
+    def epochs(self, samples: int) -> Epochs:
+        """Return which of so many samples each step of each epoch has."""
+        return Epochs(
+            samples,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            drop_last=self.drop_last,
+            repeats=self.repeats,
+            rank=self.rank,
+            world=self.world,
+        )
+
 
 @runtime_checkable
 class Streaming(Protocol):
