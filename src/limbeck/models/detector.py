@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.functional import boxes as geometry
-from limbeck.models.regions import anchors, pool_regions
+from limbeck.functional.detection import REGION_SCALE
+from limbeck.models.regions import anchors, pool_regions, whole_sizes
 
-REGION_SCALE = (10.0, 5.0)  # of the box head's offsets, as published; those of anchors are not scaled
 SMALLEST_SCORE = 0.05  # of a box that is reported
 RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors
 ANCHOR_OVERLAP = 0.7  # above which the less sure of two proposals is suppressed
@@ -141,7 +141,7 @@ class Detector(nn.Module):
             sizes: Heights and widths `(N, 2)` of the images, where they are padded.
         """
         if sizes is None:
-            sizes = torch.tensor(images.shape[2:], device=images.device).expand(len(images), 2)
+            sizes = whole_sizes(images)
         maps = self.look(images)
         boxes = self.propose(maps, sizes).boxes
         logits, offsets = self.classify(self.pool(maps, boxes))

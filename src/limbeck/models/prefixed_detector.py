@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from limbeck.models.detector import MOST_BOXES, Geometry, Proposed
 from limbeck.models.prefixed import PrefixedNetwork, Standardisation
 from limbeck.models.public_names import INNER, STANDARDISATION, our_name
+from limbeck.models.regions import whole_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,7 +88,7 @@ class PrefixedDetector(PrefixedNetwork):
     def forward(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Return the boxes found in images, `(N, 100, 6)`: see `Detector.forward`."""
         if sizes is None:
-            sizes = torch.tensor(images.shape[2:], device=images.device).expand(len(images), 2)
+            sizes = whole_sizes(images)
         network: Any = self.network
         maps, shapes = self.look(images), _shapes(sizes)
         boxes = self._first_stage(maps, shapes)[3]

@@ -39,7 +39,7 @@ def anchors(
                 [ 2., -2., 10.,  6.]])
     """
     found = []
-    roots = torch.tensor(ratios, device=device).sqrt()
+    roots = torch.tensor(ratios).to(device, non_blocking=True).sqrt()
     for (height, width), stride in zip(shapes, strides, strict=True):
         half = cells * stride / 2 * torch.stack([1 / roots, roots], dim=1)  # (ratios, 2)
         rows, columns = (torch.arange(side, device=device) * stride + stride / 2 for side in (height, width))
@@ -101,6 +101,11 @@ def pool_regions(maps: Sequence[Tensor], boxes: Tensor, side: int, *, strides: S
     return pooled.view(-1, side, side, channels).permute(0, 3, 1, 2)
 
 
+def whole_sizes(images: Tensor) -> Tensor:
+    """Return height and width of each image of a batch without padding, int64 `(N, 2)`; nobody waits for the copy."""
+    return torch.tensor(images.shape[2:]).to(images.device, non_blocking=True).expand(len(images), 2)
+
+
 def _levels(boxes: Tensor, strides: Sequence[int], cells: float) -> Tensor:
     """Return the level that each box looks at, int64 `(N, P)`."""
     level = (areas(boxes).clamp(min=1e-6).sqrt() / (cells * strides[0]) + 1e-6).log2().floor()
@@ -115,7 +120,7 @@ def _of_level(maps: Sequence[Tensor], strides: Sequence[int], level: Tensor) -> 
         height, width = each.shape[2:]
         table.append((before, height, width, stride))
         before += height * width
-    first, tall, wide, steps = torch.tensor(table, device=level.device)[level].unbind(-1)
+    first, tall, wide, steps = torch.tensor(table).to(level.device, non_blocking=True)[level].unbind(-1)
     return first, tall, wide, steps
 
 

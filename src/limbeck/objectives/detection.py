@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from limbeck.config import FeatureTerm
 from limbeck.config_terms_detection import PYRAMID, REGIONS
 from limbeck.functional.boxes import offsets_to
+from limbeck.functional.detection import REGION_SCALE
 from limbeck.losses.detection import Matched
-from limbeck.models.detector import REGION_SCALE, Detector
+from limbeck.models.detector import Detector
+from limbeck.models.regions import whole_sizes
 from limbeck.models.running import Precision, arithmetic
 from limbeck.objectives.coupled import shared_normalizer
 from limbeck.objectives.distill import Distillation
@@ -217,7 +219,7 @@ def sizes_of(batch: Batch) -> Tensor:
     """Return the heights and widths of a batch's images `(N, 2)`: its first view where they are padded."""
     if batch.views:
         return batch.views[0]
-    return torch.tensor(batch.images.shape[2:], device=batch.images.device).expand(len(batch.images), 2)
+    return whole_sizes(batch.images)
 
 
 def _regions(said: Said, drawn: Regions) -> Matched:
