@@ -19,6 +19,7 @@ from limbeck.functional._check import (
     full_precision,
     widest,
 )
+from limbeck.functional._engine import Impl
 from limbeck.functional._pairs import Normalizer, Terms, pair_divergence
 from limbeck.functional._rows import (
     check_mask,
@@ -26,9 +27,9 @@ from limbeck.functional._rows import (
     check_rows,
     class_rows,
     powered,
-    without_common_factor,
     without_left_out,
 )
+from limbeck.functional._weights import Weights, weighted_pairs
 
 
 @full_precision
@@ -146,15 +147,17 @@ def dkl_divergence(
 def ikl_divergence(
     logits: Tensor,
     target_logits: Tensor,
-    prior: Tensor,
+    prior: Tensor | None = None,
     *,
     labels: Tensor | None = None,
     mse_weight: float = 1.0,
     ce_weight: float = 1.0,
     temperature: float | Tensor = 1.0,
+    prior_temperature: float = 1.0,
     normalizer: Normalizer | Tensor = "samples",
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Improved KL: GKL at weight power 1. Temperature acts on the soft cross-entropy only, without T squared.
 
@@ -168,9 +171,11 @@ def ikl_divergence(
         mse_weight: factor of the first part, the quarter inside.
         ce_weight: factor of the second part.
         temperature: T > 0 of the soft cross-entropy.
+        prior_temperature: as in `gkl_divergence`.
         normalizer: as in `gkl_divergence`; with rows that sum to 1 all three words agree.
         mask: (*) bool, True where the sample takes part.
         reduction: "none" (*), "mean" over the samples that take part, or "sum".
+        impl: as in `gkl_divergence`.
 
     Returns:
         In [0, inf]; float32 (float64 for float64 inputs).
@@ -199,9 +204,11 @@ def ikl_divergence(
         mse_weight=mse_weight,
         ce_weight=ce_weight,
         temperature=temperature,
+        prior_temperature=prior_temperature,
         normalizer=normalizer,
         mask=mask,
         reduction=reduction,
+        impl=impl,
     )
 
 
@@ -209,16 +216,18 @@ def ikl_divergence(
 def gkl_divergence(
     logits: Tensor,
     target_logits: Tensor,
-    prior: Tensor,
+    prior: Tensor | None = None,
     *,
     labels: Tensor | None = None,
     mse_weight: float = 1.0,
     ce_weight: float = 1.0,
     weight_power: float = 1.0,
     temperature: float | Tensor = 1.0,
+    prior_temperature: float = 1.0,
     normalizer: Normalizer | Tensor = "weights",
     mask: Tensor | None = None,
     reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Generalised KL. Temperature acts on the soft cross-entropy only, without T squared.
 
@@ -232,13 +241,14 @@ def gkl_divergence(
         logits: (*, C), any floating dtype; what trains (student, adversarial branch).
         target_logits: (*, C); what it is drawn to (teacher, clean branch).
         prior: without `labels` (*, C), one row of probabilities per sample, not yet powered: the class's mean
-            prediction, or softmax(target_logits / tau) for the sample-wise form. With `labels` the (C, C) table whose
-            row y is the mean prediction over class y.
+            prediction. With `labels` the (C, C) table whose row y is the mean prediction over class y. `None` is the
+            sample-wise form, the target's own softmax(target_logits / prior_temperature).
         labels: integers (*) in [0, C), which read row y of `prior`; or soft labels (*, C), which mix its rows.
         mse_weight: factor of the first part, the quarter inside.
         ce_weight: factor of the second part.
         weight_power: gamma >= 0; 1 is IKL, 0 weights all classes alike.
         temperature: T > 0 of the soft cross-entropy, a float or a 0-d tensor.
+        prior_temperature: tau > 0 of the sample-wise weights; without effect if `prior` is given.
         normalizer: what the weighted MSE is divided by. "weights": sum_b S_b^2 over the batch, as the public code
             does; it couples the samples of a batch. "row": each sample by its own S_b^2, the same for any batch, shard
             or accumulation. "samples": the number of samples (IKL; with a power other than 1 the part scales by up to
@@ -247,6 +257,8 @@ def gkl_divergence(
         mask: (*) bool, True where the sample takes part; others, whose logits and labels may be anything, are left
             out of numerator, denominator and cross-entropy. If none takes part the value is 0.
         reduction: "none" (*) with a mean equal to "mean" (over the samples that take part), "mean", or "sum".
+        impl: "torch", "triton" (one kernel, on a GPU), or "auto": the kernel where `limbeck.kernels.why_not` has
+            nothing to say against it.
 
     Returns:
         In [0, inf]; float32 (float64 for float64 inputs).
@@ -278,11 +290,12 @@ def gkl_divergence(
     check_reduction(reduction)
     check_normalizer(normalizer, weight_power)
     check_mask(mask, logits)
-    labels = without_left_out(labels, mask)
-    rows = without_common_factor(class_rows(prior, labels, logits), weight_power, normalizer, mask)
-    weight = powered(rows, weight_power, fresh=labels is not None)
+    check_positive("prior_temperature", prior_temperature)
+    if prior is None and labels is not None:
+        raise ValueError("`labels` read the (C, C) table `prior`, got None; leave both out for the sample-wise form")
+    weights = Weights(prior, without_left_out(labels, mask), weight_power, prior_temperature)
     terms = Terms(mse_weight, ce_weight, 1.0, temperature, True, normalizer, reduction)
-    return pair_divergence(logits, target_logits, weight, mask, terms)
+    return weighted_pairs(logits, target_logits, weights, mask, terms, impl)
 
 
 @full_precision

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from limbeck import functional
-from limbeck.functional._check import Reduction, check_positive, check_range, widest
+from limbeck.functional._check import Reduction, check_positive, check_range
 from limbeck.functional._pairs import Normalizer
 from limbeck.functional._rows import check_normalizer, class_rows, may_underflow, powered
+from limbeck.functional._weights import sample_rows
 from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_prior import ClassPrior
 from limbeck.losses.presets import PresetName, preset_options
@@ -274,9 +275,9 @@ class GKLLoss(ClassWiseLoss):
         `limbeck.functional.gkl_divergence`.
         """
         prior = self.prior
+        rows: Tensor | None = None
         if prior is None:
-            labels = None
-            rows, power = self._sample_rows(target_logits)
+            labels, power = None, self.weight_power
         else:
             labels = self._check_call(prior, logits, labels)
             rows, power = self._table(prior, labels)
@@ -289,6 +290,7 @@ class GKLLoss(ClassWiseLoss):
             ce_weight=self.ce_weight,
             weight_power=power,
             temperature=self.temperature,
+            prior_temperature=self.prior_temperature,
             normalizer=self.normalizer if normalizer is None else normalizer,
             mask=mask,
             reduction=self.reduction,
@@ -310,7 +312,7 @@ class GKLLoss(ClassWiseLoss):
             0-d.
         """
         if self.prior is None:
-            rows, power = self._sample_rows(target_logits)
+            rows, power = sample_rows(target_logits, self.weight_power, self.prior_temperature)
         else:
             labels = self._check_call(self.prior, target_logits, labels)
             table, power = self._table(self.prior, labels)
@@ -329,13 +331,6 @@ class GKLLoss(ClassWiseLoss):
                     stacklevel=4,
                 )
         return value * (self.epoch / self.ramp_epochs).clamp_max(1.0)
-
-    def _sample_rows(self, target_logits: Tensor) -> tuple[Tensor, float]:
-        """Return softmaxes of the target and the power still to be applied to them."""
-        scores = target_logits.detach().to(widest(target_logits)) / self.prior_temperature
-        if self.weight_power in (0, 1) or may_underflow(scores, self.weight_power):
-            return torch.softmax(scores, -1), self.weight_power
-        return torch.log_softmax(scores, -1).mul_(self.weight_power).exp_(), 1.0  # pow() is three times slower
 
     def _table(self, prior: ClassPrior, labels: Tensor) -> tuple[Tensor, float]:
         """Return the class prior, powered once per refresh where that can be, and the power still to be applied."""

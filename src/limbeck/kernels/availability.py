@@ -1,0 +1,62 @@
+"""Which kernels there are, and why one cannot serve a call."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+KERNELS = ("gkl",)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not(name: str, *tensors: Tensor) -> str | None:
+    """Say why a kernel cannot serve these tensors, or return None if it can.
+
+    Args:
+        name: of a kernel: "gkl".
+        tensors: what the function is called with; without any, whether the kernel could run on this machine.
+
+    Returns:
+        The first reason, in words, or None.
+
+    Raises:
+        ValueError: no kernel of that name.
+
+    Example:
+        >>> import torch
+        >>> why_not("gkl", torch.zeros(2, 3, dtype=torch.float64))
+        'float64: kernels add up in float32'
+    """
+    if name not in KERNELS:
+        raise ValueError(f"`name` expected one of {', '.join(map(repr, KERNELS))}, got {name!r}")
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+            return f"{str(tensor.dtype).removeprefix('torch.')}: kernels add up in float32"
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"{type(tensor).__name__}: kernels take plain tensors"
+    if torch._C._are_functorch_transforms_active():
+        return "inside a torch.func transform, which cannot see through a kernel"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation, which cannot see through a kernel"
+    return _missing() or _misplaced(tensors)
+
+
+@functools.cache
+def _missing() -> str | None:
+    return None if importlib.util.find_spec("triton") else "Triton is not installed: pip install 'limbeck[triton]'"
+
+
+def _misplaced(tensors: tuple[Tensor, ...]) -> str | None:
+    if os.environ.get("TRITON_INTERPRET") == "1":  # Triton's interpreter: any device, slowly, for tests
+        return None
+    if not torch.cuda.is_available():
+        return "no GPU that Triton can use is visible to torch"
+    devices = {tensor.device for tensor in tensors}
+    if any(device.type != "cuda" for device in devices):
+        return f"on {', '.join(sorted(map(str, devices)))}: kernels run on a GPU"
+    return f"tensors on several devices: {', '.join(sorted(map(str, devices)))}" if len(devices) > 1 else None
