@@ -48,6 +48,8 @@ from limbeck.functional.kl import (
     soft_cross_entropy,
     total_variation,
 )
+from limbeck.functional.linear import linear_gkl, linear_gkl_normalizer
+from limbeck.functional.linear_divergences import linear_js, linear_kl, linear_soft_cross_entropy
 from limbeck.functional.logit import logit_mse
 from limbeck.functional.mart import mart_loss
 from limbeck.functional.multi_js import multi_js_divergence
@@ -110,6 +112,11 @@ __all__ = [
     "kl_divergence",
     "laplace_kl",
     "linear_cka",
+    "linear_gkl",
+    "linear_gkl_normalizer",
+    "linear_js",
+    "linear_kl",
+    "linear_soft_cross_entropy",
     "logit_mse",
     "mart_loss",
     "mlkd_loss",
