@@ -102,6 +102,7 @@ ARROWS: dict[str, set[str]] = {
     "config_grid": {"config_files"} | SETTINGS,
     "config_rows": SETTINGS,
     "kernels": set(),
+    "a kernel": {"kernels", "functional"},  # a file of that room which is imported when its kernel is asked for
     "functional": {"kernels"},
     "losses": {"functional", "draws"},
     "turns": set(),
@@ -134,6 +135,7 @@ TORCH_ALONE = {
     "draws",
     "functional",
     "kernels",
+    "a kernel",
     "losses",
     "adversary",
     "turns",
@@ -236,7 +238,7 @@ def wrong(room: str, imported: Import) -> str | None:
         target = rest[0]
         if room == "__init__":
             return f"the package imports `{target}` when it is imported" if imported.runs else None
-        if target == room:
+        if target == room or (room, target) == ("a kernel", "kernels"):
             return None
         if target not in ARROWS[room]:
             return f"no arrow leads from `{room}` to `{target}`"
@@ -245,7 +247,7 @@ def wrong(room: str, imported: Import) -> str | None:
         return None
     if room in TORCH_NEVER and root == "torch":
         return f"`{room}` reads files and never imports torch"
-    if not imported.runs:
+    if not imported.runs or (room, root) == ("a kernel", "triton"):
         return None
     if room == "__init__" or (room in QUICK and root in HEAVY):
         return f"`{root}` is imported before anything is asked for"
@@ -262,7 +264,8 @@ def complaints(room: str, code: str, package: str = "limbeck.room") -> list[str]
 
 
 def room_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+    room, *rest = file.relative_to(PACKAGE).with_suffix("").parts
+    return "a kernel" if room == "kernels" and rest not in (["__init__"], ["availability"]) else room
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -283,6 +286,8 @@ def test_imports_go_one_way(file):
         ("models", "if TYPE_CHECKING:\n    from limbeck.engine import fit", "no arrow leads from `models` to `engine`"),
         ("losses", "from limbeck import GKLLoss", "no arrow leads from `losses` to `GKLLoss`"),
         ("functional", "from limbeck.kernels import gkl", "kernels are imported lazily"),
+        ("kernels", "import triton", "`kernels` needs torch alone"),
+        ("kernels", "def f():\n    from limbeck.functional import kl", "no arrow leads from `kernels` to `functional`"),
         ("functional", "import numpy as np", "`functional` needs torch alone"),
         ("data", "try:\n    import sklearn\nexcept ImportError:\n    pass", "`data` needs torch alone"),
         ("analysis", "def f():\n    import torch", "`analysis` reads files and never imports torch"),
@@ -308,6 +313,7 @@ def test_a_wrong_arrow_is_seen(room, code, complaint):
         ("losses", "import math\nimport torch\nfrom torch import nn\nfrom limbeck.functional import gkl_divergence"),
         ("losses", "from .base import Loss\nfrom limbeck.losses.base import Loss"),
         ("functional", "def f():\n    from limbeck.kernels import gkl\n    import triton"),
+        ("a kernel", "import triton\nfrom limbeck.kernels import gkl_rows"),
         ("data", "def f():\n    import sklearn.datasets"),
         ("analysis", "import numpy as np\ndef draw():\n    import matplotlib.pyplot"),
         ("cli", "def train():\n    from limbeck.engine.fit import fit"),

@@ -21,6 +21,7 @@ from limbeck.functional._check import (
     reduce,
     widest,
 )
+from limbeck.functional._engine import Impl, takes_kernel
 
 
 def _log_softmaxes(logits: Tensor, target_logits: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -164,6 +165,7 @@ def js_divergence(
     temperature: float | Tensor = 1.0,
     scale_by_t2: bool = False,
     reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Jensen-Shannon divergence, generalised: both ends are KL and reverse KL.
 
@@ -180,6 +182,7 @@ def js_divergence(
         temperature: T > 0, a float or a 0-d tensor; divides both logits.
         scale_by_t2: multiply by T squared.
         reduction: "none" (*), "mean" over all leading axes, or "sum".
+        impl: "torch" operations, the "triton" kernel, or "auto", the kernel where it can serve.
 
     Returns:
         Nats, float32 (float64 for float64 inputs); in [0, ln 2] at beta = 0.5, always finite inside (0, 1).
@@ -203,15 +206,33 @@ def js_divergence(
     """
     _check(logits, target_logits, temperature, reduction)
     check_range("beta", beta, 0.0, 1.0)
+    if 0 < beta < 1 and not isinstance(temperature, Tensor) and takes_kernel("js", impl, logits, target_logits):
+        return _js_by_kernel(logits, target_logits, beta, temperature, scale_by_t2, reduction)
+    values = js_values(logits, target_logits, beta=beta, temperature=temperature)
+    return _finish(values, temperature, scale_by_t2, reduction)
+
+
+def js_values(logits: Tensor, target_logits: Tensor, *, beta: float, temperature: float | Tensor) -> Tensor:
+    """`js_divergence` per sample, by plain operations, its options checked."""
     log_q, log_p = _log_softmaxes(logits, target_logits, temperature)
     if beta == 0:
-        values = _kl(log_p, log_q)
-    elif beta == 1:
-        values = _kl(log_q, log_p)
-    else:
-        log_m = _log_mixture(log_p, log_q, beta)
-        values = beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
-    return _finish(values, temperature, scale_by_t2, reduction)
+        return _kl(log_p, log_q)
+    if beta == 1:
+        return _kl(log_q, log_p)
+    log_m = _log_mixture(log_p, log_q, beta)
+    return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+
+
+def _js_by_kernel(
+    logits: Tensor, target_logits: Tensor, beta: float, temperature: float, scale_by_t2: bool, reduction: Reduction
+) -> Tensor:
+    from limbeck.kernels.js import Mixture, js
+
+    shape = logits.shape
+    student, target = (x.reshape(-1, shape[-1]) for x in (logits, target_logits))
+    factor = (temperature**2 if scale_by_t2 else 1.0) / (math.prod(shape[:-1]) if reduction == "mean" else 1)
+    values = js(student, target, Mixture(beta, temperature, factor, reduction != "none"))
+    return values.view(shape[:-1]) if reduction == "none" else values
 
 
 @full_precision

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-KERNELS = ("gkl",)
+KERNELS = ("gkl", "js")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -18,7 +18,7 @@ def why_not(name: str, *tensors: Tensor) -> str | None:
     """Say why a kernel cannot serve these tensors, or return None if it can.
 
     Args:
-        name: of a kernel: "gkl".
+        name: of a kernel: "gkl" or "js".
         tensors: what the function is called with; without any, whether the kernel could run on this machine.
 
     Returns:
