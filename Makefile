@@ -27,8 +27,8 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.dev
-	$(BIN)/python -m benchmarks.gkl
+bench: .venv/.dev  ## timings and memory, on a GPU if there is one
+	$(BIN)/python -m benchmarks
 
 docs: .venv/.dev  ## the site, in site/
 	$(BIN)/mkdocs build --strict

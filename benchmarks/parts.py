@@ -1,0 +1,88 @@
+"""What `python -m benchmarks` is made of: parts, each run in a process of its own, so that none can harm the next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from benchmarks import contenders, measure, peers, tables
+from benchmarks.devices import Device
+
+Row = dict[str, object]
+SHAPES = {"cuda": ((4096, 32000), (8192, 32000), (8192, 1000)), "cpu": ((512, 1000), (256, 10000))}
+TARGETS = ((4096, 32000), (8192, 32000))
+DTYPES = {"cuda": ("bf16", "fp32"), "cpu": ("fp32",)}
+SWEEP = (10, 100, 1000, 10_000, 100_000, 1_000_000)
+SWEEP_CELLS = {"cuda": 2**24, "cpu": 2**20}
+QUICK_CELLS = {"cuda": 2**22, "cpu": 2**16}
+
+
+class Part(NamedTuple):
+    """`seconds` is a guess, for the time that is left; `group` the CSV that its rows go to; `command` the process."""
+
+    name: str
+    group: str
+    seconds: float
+    command: Sequence[str]
+    environment: Mapping[str, str] = {}
+
+
+def plan(kind: str, shapes: Sequence[tuple[int, int]] | None, options: Sequence[str], *, quick: bool) -> list[Part]:
+    """List the parts for a device, in the order in which they are worth having."""
+    dtypes = DTYPES[kind][:1] if quick else DTYPES[kind]
+    listed = shapes or (SHAPES[kind][-1:] if quick else SHAPES[kind])
+    pairs = [(shape, dtype) for shape in listed for dtype in dtypes]
+    guess = 8.0 if quick else (35.0 if kind == "cuda" else 40.0)
+    parts = [_own(f"{n}x{c}-{dtype}", "shapes", guess, options) for (n, c), dtype in pairs]
+    parts.append(_own("sweep", "sweep", guess, options))
+    gkl = Part("gkl", "", 150.0, [sys.executable, "-m", "benchmarks.gkl"])
+    return parts if quick or kind == "cuda" else [*parts, gkl]
+
+
+def _own(name: str, group: str, seconds: float, options: Sequence[str]) -> Part:
+    return Part(name, group, seconds, [sys.executable, "-m", "benchmarks", *options, "--part", name])
+
+
+def run(name: str, device: Device, *, quick: bool) -> list[Row]:
+    """Run one part in this process: print its table, return its rows."""
+    if name == "sweep":
+        return sweep(device, quick=quick)
+    shape, dtype = name.split("-")
+    samples, classes = (int(number) for number in shape.split("x"))
+    rows = measure.measure(
+        device, of_shape(device, compiled=not quick), (samples, classes), dtype, seconds=1 if quick else 10
+    )
+    print(tables.of_shape(rows))
+    return rows
+
+
+def of_shape(device: Device, *, compiled: bool) -> list[contenders.Contender]:
+    """All contenders; kernels where there is a GPU. What might break a device's context comes last."""
+    usable = usable_kernels() if device.kind == "cuda" else ()
+    ours = [each for learning in (False, True) for each in contenders.own(learning=learning, kernels=usable)]
+    found = [*contenders.plain(), *(peers.liger() if device.kind == "cuda" else ()), *ours]
+    found = [each for each in found if compiled or not each.compiled]
+    return sorted(found, key=lambda each: each.kernel is not None)
+
+
+def usable_kernels() -> tuple[str, ...]:
+    """Return the names of the kernels that there are."""
+    from limbeck.kernels.availability import KERNELS
+
+    return tuple(KERNELS)
+
+
+def sweep(device: Device, *, quick: bool) -> list[Row]:
+    """GKL from ten classes to a million, with the same number of logits: all pairs, torch, kernel; teacher frozen."""
+    cells = (QUICK_CELLS if quick else SWEEP_CELLS)[device.kind]
+    kernels = ("gkl",) if device.kind == "cuda" and "gkl" in usable_kernels() else ()
+    wanted = ("GKL, brute force", "GKL, torch", "GKL, kernel")
+    every = [*contenders.plain(), *contenders.own(learning=False, kernels=kernels)]
+    mine = [each for each in every if each.name in wanted]
+    rows: list[Row] = []
+    for classes in SWEEP[:4] if quick else SWEEP:
+        found = measure.measure(device, mine, (max(1, cells // classes), classes), "fp32", seconds=1 if quick else 3)
+        print(tables.of_shape(found), flush=True)
+        rows += found
+    return rows
