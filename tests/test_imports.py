@@ -354,4 +354,11 @@ def test_functions_losses_data_and_models_import_with_torch_alone():
     others = ["pydantic", "yaml", "typer", "rich", "safetensors", "scipy", "sklearn", "mlxtend", "matplotlib", "triton"]
     rooms = ["functional", "losses", "adversary", "data", "models"]
     code = f"sys.modules.update(dict.fromkeys({others}))\nimport " + ", ".join(f"limbeck.{room}" for room in rooms)
-    assert "limbeck.models.mlp" in modules_after(code)
+    loaded = modules_after(code)
+    assert "limbeck.models.mlp" in loaded
+    assert not any(name.startswith("limbeck.kernels") for name in loaded)
+
+
+def test_asking_whether_a_kernel_can_run_imports_no_triton():
+    loaded = modules_after("import torch, limbeck.kernels\nlimbeck.kernels.why_not('gkl', torch.zeros(2, 3))")
+    assert not loaded & {"triton", "limbeck.kernels.gkl"}

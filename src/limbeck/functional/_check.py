@@ -77,13 +77,7 @@ def check_reduction(reduction: str) -> None:
 
 def check_integer_labels(labels: Tensor, samples: torch.Size, num_classes: int) -> None:
     """Integer labels of shape `samples` in [0, num_classes): values raise on the CPU and are asserted on a device."""
-    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(f"`labels` expected integers of shape (*) or soft labels (*, C), got {labels.dtype}")
-    if labels.shape != samples:
-        raise ValueError(
-            f"integer `labels` expected class indices of the shape {tuple(samples)}, got {tuple(labels.shape)}; soft "
-            "labels are floats: `labels.float()`"
-        )
+    check_label_shape(labels, samples)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return  # a value cannot be read here; indexing checks it again
     if labels.device.type == "cpu":
@@ -95,6 +89,17 @@ def check_integer_labels(labels: Tensor, samples: torch.Size, num_classes: int) 
             )
     else:
         torch._assert_async(((labels >= 0) & (labels < num_classes)).all())
+
+
+def check_label_shape(labels: Tensor, samples: torch.Size) -> None:
+    """Integer labels of shape `samples`."""
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"`labels` expected integers of shape (*) or soft labels (*, C), got {labels.dtype}")
+    if labels.shape != samples:
+        raise ValueError(
+            f"integer `labels` expected class indices of the shape {tuple(samples)}, got {tuple(labels.shape)}; soft "
+            "labels are floats: `labels.float()`"
+        )
 
 
 def widest(*tensors: Tensor) -> torch.dtype:

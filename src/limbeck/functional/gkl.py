@@ -27,7 +27,6 @@ from limbeck.functional._rows import (
     check_rows,
     class_rows,
     powered,
-    without_left_out,
 )
 from limbeck.functional._weights import Weights, weighted_pairs
 
@@ -293,7 +292,7 @@ def gkl_divergence(
     check_positive("prior_temperature", prior_temperature)
     if prior is None and labels is not None:
         raise ValueError("`labels` read the (C, C) table `prior`, got None; leave both out for the sample-wise form")
-    weights = Weights(prior, without_left_out(labels, mask), weight_power, prior_temperature)
+    weights = Weights(prior, labels, weight_power, prior_temperature)
     terms = Terms(mse_weight, ce_weight, 1.0, temperature, True, normalizer, reduction)
     return weighted_pairs(logits, target_logits, weights, mask, terms, impl)
 
