@@ -120,6 +120,42 @@ def test_two_towers_are_distilled_in_a_loop_of_ones_own_in_under_sixty_lines():
     assert len((ROOT / "examples" / "image_text.py").read_text("utf-8").splitlines()) < 60
 
 
+@pytest.fixture
+def causal_lm(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("causal_lm")
+
+
+def test_language_models_learn_from_hidden_states(causal_lm, capsys):
+    causal_lm.main(quick=True)
+    printed = capsys.readouterr().out
+    assert re.findall(r"^([\w-]+).*: perplexity [\d.]+,", printed, flags=re.MULTILINE) == [
+        "cross-entropy",
+        "linear_kl",
+        "linear_js",
+        "linear_gkl",
+        "linear_gkl",
+    ]
+    assert all(float(value) < causal_lm.WORDS for value in re.findall(r"perplexity ([\d.]+)", printed))
+
+
+def test_a_language_model_is_the_same_whether_micro_batches_or_whole_ones_train_it(causal_lm):
+    tokens = torch.randint(2, 50, (16, 20), generator=torch.Generator().manual_seed(0))
+    for row, length in enumerate(range(4, 20)):
+        tokens[row, length:] = 0  # micro-batches of unequal numbers of tokens
+    teacher = causal_lm.llama(16, 1, seed=1)
+    teacher.get_output_embeddings().weight.data.mul_(50)  # the tokens' weights differ, and so do their sums
+    lessons = causal_lm.Lessons(teacher, tokens)
+    given = {"rows": 8, "epochs": 2, "lr": 1e-4}
+    for loss in (lessons.loss(causal_lm.linear_gkl, weight_power=0.5), causal_lm.label_loss(tokens)):
+        whole, parts = (
+            causal_lm.train(causal_lm.llama(16, 1, seed=0), tokens, loss, accumulate=n, **given) for n in (1, 4)
+        )
+        for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
+
+
 def test_the_pages_quote_what_the_theory_script_computes(computed):
     _, docs = computed
     for page in (ROOT / "docs").glob("*.md"):

@@ -1,0 +1,142 @@
+"""Losses of transformers' language models from hidden states and output embeddings: those of the models' logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limbeck.functional import (
+    gkl_divergence,
+    js_divergence,
+    kl_divergence,
+    linear_gkl,
+    linear_gkl_normalizer,
+    linear_js,
+    linear_kl,
+)
+
+transformers = pytest.importorskip("transformers")
+WORDS, IGNORED = 53, -100
+TOKENS = torch.randint(1, WORDS, (3, 9), generator=torch.Generator().manual_seed(0))
+LABELS = TOKENS[:, 1:].clone()
+LABELS[0, 4:] = LABELS[2, 7:] = IGNORED
+PAIRS = [
+    pytest.param(linear_kl, kl_divergence, {"temperature": 2.0}, id="kl"),
+    pytest.param(linear_js, js_divergence, {"beta": 0.3}, id="js"),
+    pytest.param(linear_gkl, gkl_divergence, {"weight_power": 0.5, "mse_weight": 2.0}, id="gkl"),
+]
+
+
+def model_of(name: str, config: str, width: int, **options: object) -> nn.Module:
+    """A tiny model from a random start, in float64; its weights are larger than at a start, so that a cap is felt."""
+    torch.manual_seed(width)
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": WORDS}
+    words = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    model = getattr(transformers, name)(getattr(transformers, config)(**sizes, **words, **options)).double().eval()
+    model.get_output_embeddings().weight.data.mul_(40)
+    return model
+
+
+def gemma(width: int, cap: float) -> nn.Module:
+    sizes = {"intermediate_size": 2 * width, "head_dim": 8, "num_key_value_heads": 1}
+    return model_of("Gemma2ForCausalLM", "Gemma2Config", width, final_logit_softcapping=cap, **sizes)
+
+
+def cohere(width: int, scale: float) -> nn.Module:
+    sizes = {"intermediate_size": 2 * width, "num_key_value_heads": 2}
+    return model_of("CohereForCausalLM", "CohereConfig", width, logit_scale=scale, **sizes)
+
+
+def gpt2(width: int) -> nn.Module:
+    return model_of("GPT2LMHeadModel", "GPT2Config", width)
+
+
+def states(model: nn.Module) -> Tensor:
+    """What predicts the next token: the hidden states but for the last token's."""
+    return model.base_model(input_ids=TOKENS).last_hidden_state[:, :-1]
+
+
+def ends(student: nn.Module, teacher: nn.Module) -> tuple[Tensor, ...]:
+    """Hidden states and output embeddings of both."""
+    return states(student), student.lm_head.weight, states(teacher).detach(), teacher.lm_head.weight.detach()
+
+
+def kept_logits(model: nn.Module) -> Tensor:
+    return model(input_ids=TOKENS).logits[:, :-1][LABELS != IGNORED]
+
+
+def value_and_gradients(value: Tensor, model: nn.Module) -> list[Tensor]:
+    model.zero_grad()
+    value.backward()
+    return [value.detach(), *(x.grad for x in model.parameters())]
+
+
+def equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("linear", "dense", "options"), PAIRS)
+def test_soft_caps_give_the_loss_of_gemmas_logits(linear, dense, options):
+    student, teacher = gemma(16, cap=3.0), gemma(24, cap=5.0)
+    logits, target = kept_logits(student), kept_logits(teacher).detach()
+    assert logits.abs().max() > 2  # the caps are felt
+    assert target.abs().max() > 3
+    caps = {"softcap": 3.0, "target_softcap": 5.0}
+    ours = linear(*ends(student, teacher), labels=LABELS, tile=(5, 20), **caps, **options)
+    equal(value_and_gradients(ours, student), value_and_gradients(dense(logits, target, **options), student))
+    uncapped = linear(*ends(student, teacher), labels=LABELS, **options)
+    assert not torch.isclose(uncapped, ours, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("linear", "dense", "options"), PAIRS)
+def test_logit_scales_give_the_loss_of_coheres_logits(linear, dense, options):
+    student, teacher = cohere(16, scale=0.25), cohere(24, scale=0.5)
+    logits, target = kept_logits(student), kept_logits(teacher).detach()
+    scales = {"logit_scale": 0.25, "target_logit_scale": 0.5}
+    ours = linear(*ends(student, teacher), labels=LABELS, tile=(5, 20), **scales, **options)
+    equal(value_and_gradients(ours, student), value_and_gradients(dense(logits, target, **options), student))
+
+
+@pytest.mark.parametrize(("linear", "dense", "options"), PAIRS)
+def test_tied_embeddings_receive_the_gradients_of_both_their_uses(linear, dense, options):
+    student, teacher = gpt2(16), gpt2(24)
+    assert student.lm_head.weight is student.transformer.wte.weight
+    ours = linear(*ends(student, teacher), labels=LABELS, tile=(5, 20), **options)
+    theirs = dense(kept_logits(student), kept_logits(teacher).detach(), **options)
+    equal(value_and_gradients(ours, student), value_and_gradients(theirs, student))
+
+
+@pytest.mark.parametrize("prior", ["of each token", "of the classes"])
+def test_unequal_micro_batches_add_up_to_the_batch(prior):
+    student, teacher = gpt2(16), gpt2(24)
+    hidden, head, target, target_head = ends(student, teacher)
+    vector = torch.softmax(target @ target_head.T, -1).mean((0, 1)) if prior == "of the classes" else None
+    options = {"prior": vector, "weight_power": 0.3}
+    whole = value_and_gradients(linear_gkl(hidden, head, target, target_head, labels=LABELS, **options), student)
+    counts = (LABELS != IGNORED).sum(1)
+    squares = linear_gkl_normalizer(target, target_head, labels=LABELS, **options)
+    hidden = states(student)
+    value = torch.zeros((), dtype=torch.float64)
+    for rows in (slice(0, 1), slice(1, 3)):
+        share = counts[rows].sum() / counts.sum()
+        given = {"labels": LABELS[rows], "normalizer": squares * share, **options}
+        value = value + share * linear_gkl(hidden[rows], head, target[rows], target_head, **given)
+    equal(value_and_gradients(value, student), whole)
+
+
+def test_what_padding_holds_changes_nothing():
+    student, teacher = gpt2(16), gpt2(24)
+    hidden, head, target, target_head = ends(student, teacher)
+    value = linear_kl(hidden, head, target, target_head, labels=LABELS)
+    left_out = (LABELS == IGNORED).unsqueeze(-1)
+    poisoned = hidden.masked_fill(left_out, torch.nan), head, target.masked_fill(left_out, torch.nan), target_head
+    assert torch.equal(linear_kl(*poisoned, labels=LABELS), value)
+
+
+def test_another_vocabulary_is_refused_in_words():
+    student, teacher = gpt2(16), gpt2(24)
+    hidden, head, target, target_head = ends(student, teacher)
+    with pytest.raises(ValueError, match="the same classes, got 53 and 50"):
+        linear_kl(hidden, head, target, target_head[:-3], labels=LABELS)
