@@ -29,7 +29,7 @@ class Weights(NamedTuple):
     prior: Tensor | None
     labels: Tensor | None
     power: float
-    temperature: float
+    temperature: float | Tensor
 
 
 def weighted_pairs(
@@ -70,7 +70,7 @@ def _by_kernel(logits: Tensor, target_logits: Tensor, weights: Weights, mask: Te
         "gkl",
         power,
         float(terms.ce_temperature),
-        temperature,
+        float(temperature),
         terms.mse_weight / float(terms.mse_temperature) ** 2,
         terms.ce_weight,
         terms.mse_reaches_logits,
@@ -90,7 +90,7 @@ def _weight(logits: Tensor, target_logits: Tensor, weights: Weights, mask: Tenso
     return powered(rows, power, fresh=prior is None or labels is not None)
 
 
-def sample_rows(target_logits: Tensor, power: float, temperature: float) -> tuple[Tensor, float]:
+def sample_rows(target_logits: Tensor, power: float, temperature: float | Tensor) -> tuple[Tensor, float]:
     """Return softmaxes of the target, detached, and the power still to be applied to them."""
     scores = target_logits.detach().to(widest(target_logits)) / temperature
     if power in (0, 1) or may_underflow(scores, power):

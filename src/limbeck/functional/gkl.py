@@ -20,7 +20,7 @@ from limbeck.functional._check import (
     widest,
 )
 from limbeck.functional._engine import Impl
-from limbeck.functional._pairs import Normalizer, Terms, pair_divergence
+from limbeck.functional._pairs import Normalizer, Terms
 from limbeck.functional._rows import (
     check_mask,
     check_normalizer,
@@ -32,7 +32,9 @@ from limbeck.functional._weights import Weights, weighted_pairs
 
 
 @full_precision
-def weighted_mse(logits: Tensor, target_logits: Tensor, weight: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+def weighted_mse(
+    logits: Tensor, target_logits: Tensor, weight: Tensor, *, reduction: Reduction = "mean", impl: Impl = "auto"
+) -> Tensor:
     r"""Weighted squared differences between all pairs of classes, in O(N C).
 
     .. math:: \tfrac14 \sum_{jk} w_j w_k \, ((t_j - t_k) - (s_j - s_k))^2 = \tfrac12 S \sum_j w_j (d_j - \mu)^2
@@ -45,6 +47,7 @@ def weighted_mse(logits: Tensor, target_logits: Tensor, weight: Tensor, *, reduc
         target_logits: (*, C); what it is drawn to.
         weight: (*, C), not negative, any sum.
         reduction: "none" (*), "mean" over all leading axes, or "sum".
+        impl: as in `gkl_divergence`.
 
     Returns:
         In [0, inf), squared logits; float32 (float64 for float64 inputs). Not normalised: see `gkl_divergence`.
@@ -68,7 +71,8 @@ def weighted_mse(logits: Tensor, target_logits: Tensor, weight: Tensor, *, reduc
     check_pair(logits, target_logits)
     check_rows("weight", weight, logits)
     check_reduction(reduction)
-    return pair_divergence(logits, target_logits, weight, None, Terms(1.0, 0.0, 1.0, 1.0, True, "samples", reduction))
+    terms = Terms(1.0, 0.0, 1.0, 1.0, True, "samples", reduction)
+    return weighted_pairs(logits, target_logits, Weights(weight, None, 1.0, 1.0), None, terms, impl)
 
 
 @full_precision
@@ -83,6 +87,7 @@ def dkl_divergence(
     temperature: float | Tensor = 1.0,
     scale_by_t2: bool = False,
     reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Decoupled KL: the gradients of KL, in two parts that can be weighted. Temperature divides both logits in both.
 
@@ -104,6 +109,7 @@ def dkl_divergence(
         temperature: T > 0, a float or a 0-d tensor; divides both logits in both parts.
         scale_by_t2: multiply by T squared.
         reduction: "none" (*), "mean" over all leading axes, or "sum".
+        impl: as in `gkl_divergence`.
 
     Returns:
         In [0, inf]; float32 (float64 for float64 inputs).
@@ -132,14 +138,14 @@ def dkl_divergence(
     check_pair(logits, target_logits)
     check_positive("temperature", temperature)
     check_reduction(reduction)
-    if weight is None:
-        dtype = widest(logits, target_logits)
-        weight = torch.softmax(target_logits.detach().to(dtype) / temperature, -1).detach()
-    else:
+    if weight is not None:
         check_rows("weight", weight, logits)
-    terms = Terms(mse_weight, ce_weight, temperature, temperature, symmetric, "samples", reduction)
-    value = pair_divergence(logits, target_logits, weight, None, terms)
-    return value * temperature**2 if scale_by_t2 else value
+    factor = temperature**2 if scale_by_t2 else 1.0
+    number = 1.0 if isinstance(factor, Tensor) else factor
+    terms = Terms(mse_weight * number, ce_weight * number, temperature, temperature, symmetric, "samples", reduction)
+    weights = Weights(weight, None, 1.0, temperature)
+    value = weighted_pairs(logits, target_logits, weights, None, terms, impl)
+    return value * factor if isinstance(factor, Tensor) else value
 
 
 @full_precision

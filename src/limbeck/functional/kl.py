@@ -21,7 +21,7 @@ from limbeck.functional._check import (
     reduce,
     widest,
 )
-from limbeck.functional._engine import Impl, takes_kernel
+from limbeck.functional._engine import Impl, kl_by_kernel, takes_kernel
 
 
 def _log_softmaxes(logits: Tensor, target_logits: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +74,7 @@ def kl_divergence(
     temperature: float | Tensor = 1.0,
     scale_by_t2: bool = False,
     reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Kullback-Leibler divergence KL(p_t || p_s) from the student to the target.
 
@@ -87,6 +88,7 @@ def kl_divergence(
         temperature: T > 0, a float or a 0-d tensor; divides both logits.
         scale_by_t2: multiply by T squared, so that gradients keep their size as T grows.
         reduction: "none" (*), "mean" over all leading axes, or "sum".
+        impl: "torch" operations, the "triton" kernel, or "auto", the kernel where it can serve.
 
     Returns:
         Nats, in [0, inf]; float32 (float64 for float64 inputs). +inf where only the student has -inf and p_t > 0.
@@ -108,6 +110,8 @@ def kl_divergence(
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
     """
     _check(logits, target_logits, temperature, reduction)
+    if takes_kernel("kl", impl, logits, target_logits, temperature):
+        return kl_by_kernel("kl", logits, target_logits, temperature, scale_by_t2, reduction)
     log_q, log_p = _log_softmaxes(logits, target_logits, temperature)
     return _finish(_kl(log_p, log_q), temperature, scale_by_t2, reduction)
 
@@ -120,6 +124,7 @@ def reverse_kl_divergence(
     temperature: float | Tensor = 1.0,
     scale_by_t2: bool = False,
     reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Reverse Kullback-Leibler divergence KL(p_s || p_t): mode seeking.
 
@@ -131,6 +136,7 @@ def reverse_kl_divergence(
         temperature: T > 0, a float or a 0-d tensor; divides both logits.
         scale_by_t2: multiply by T squared.
         reduction: "none" (*), "mean" over all leading axes, or "sum".
+        impl: "torch" operations, the "triton" kernel, or "auto", the kernel where it can serve.
 
     Returns:
         Nats, in [0, inf]; float32 (float64 for float64 inputs). +inf where only the target has -inf and p_s > 0.
@@ -152,6 +158,8 @@ def reverse_kl_divergence(
         Gu et al., "MiniLLM", arXiv 2306.08543, Eq. 2.
     """
     _check(logits, target_logits, temperature, reduction)
+    if takes_kernel("kl", impl, target_logits, logits, temperature):
+        return kl_by_kernel("kl", target_logits, logits, temperature, scale_by_t2, reduction)
     log_q, log_p = _log_softmaxes(logits, target_logits, temperature)
     return _finish(_kl(log_q, log_p), temperature, scale_by_t2, reduction)
 
@@ -334,6 +342,7 @@ def soft_cross_entropy(
     temperature: float | Tensor = 1.0,
     scale_by_t2: bool = False,
     reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Cross-entropy with the target's probabilities: KL plus the target's entropy.
 
@@ -345,6 +354,7 @@ def soft_cross_entropy(
         temperature: T > 0, a float or a 0-d tensor; divides both logits.
         scale_by_t2: multiply by T squared.
         reduction: "none" (*), "mean" over all leading axes, or "sum".
+        impl: "torch" operations, the "triton" kernel, or "auto", the kernel where it can serve.
 
     Returns:
         Nats, in [0, inf]; float32 (float64 for float64 inputs).
@@ -366,6 +376,8 @@ def soft_cross_entropy(
         The second part of arXiv 2305.13948, Eq. 5.
     """
     _check(logits, target_logits, temperature, reduction)
+    if takes_kernel("kl", impl, logits, target_logits, temperature):
+        return kl_by_kernel("soft_cross_entropy", logits, target_logits, temperature, scale_by_t2, reduction)
     log_q, log_p = _log_softmaxes(logits, target_logits, temperature)
     p = log_p.exp()
     values = -(p * log_q.masked_fill(p == 0, 0.0)).sum(-1)

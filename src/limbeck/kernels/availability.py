@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-KERNELS = ("gkl", "js")
+KERNELS = ("gkl", "kl", "js")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -18,7 +18,7 @@ def why_not(name: str, *tensors: Tensor) -> str | None:
     """Say why a kernel cannot serve these tensors, or return None if it can.
 
     Args:
-        name: of a kernel: "gkl" or "js".
+        name: of a kernel: "gkl" (also DKL, IKL, `weighted_mse`), "kl" (also reverse KL, soft cross-entropy) or "js".
         tensors: what the function is called with; without any, whether the kernel could run on this machine.
 
     Returns:
@@ -39,6 +39,8 @@ def why_not(name: str, *tensors: Tensor) -> str | None:
             return f"{str(tensor.dtype).removeprefix('torch.')}: kernels add up in float32"
         if type(tensor) not in (Tensor, torch.nn.Parameter):
             return f"{type(tensor).__name__}: kernels take plain tensors"
+        if tensor.dim() == 0:
+            return "a temperature that is a tensor, of which the kernel would give no gradient"
     if torch._C._are_functorch_transforms_active():
         return "inside a torch.func transform, which cannot see through a kernel"
     if forward_ad._current_level >= 0:

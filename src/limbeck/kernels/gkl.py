@@ -42,7 +42,11 @@ def gkl(
     options: Options,
 ) -> Tensor:
     """The value of GKL, KL or soft cross-entropy, by the kernel."""
-    value: Tensor = torch.ops.limbeck.gkl(logits, target_logits, prior, labels, mask, denominator, *options)[0]
+    tensors = [logits, target_logits, prior, labels, mask, denominator]
+    if torch.is_grad_enabled() and (logits.requires_grad or target_logits.requires_grad):
+        # A teacher under inference_mode makes tensors that autograd refuses to save.
+        tensors = [x.clone() if x is not None and x.is_inference() else x for x in tensors]
+    value: Tensor = torch.ops.limbeck.gkl(*tensors, *options)[0]
     return value
 
 
