@@ -57,7 +57,9 @@ def check_given(
         )
     labels, mask = check_tokens(labels, mask, samples, len(student[1]), ignore_index)
     dtype = widest(*(x for side in sides for x in side[:4] if isinstance(x, Tensor)))
-    return Given(sides[0], sides[1], labels, mask, samples, check_tile(tile, hidden), dtype)
+    return Given(
+        sides[0], sides[1], labels, mask, samples, default_tile(hidden) if tile is None else check_tile(tile), dtype
+    )
 
 
 def check_side(fields: tuple[Tensor, Tensor, Tensor | None, float | Tensor, float | None], prefix: str) -> Side:
@@ -82,10 +84,7 @@ def check_side(fields: tuple[Tensor, Tensor, Tensor | None, float | Tensor, floa
     if bias is not None and bias.shape != head.shape[:1]:
         raise ValueError(f"`{prefix}bias` expected the shape {tuple(head.shape[:1])}, got {tuple(bias.shape)}")
     check_positive(f"{prefix}logit_scale", scale)
-    if softcap is not None:
-        if isinstance(softcap, Tensor):
-            raise TypeError(f"`{prefix}softcap` expected a number or None, got a tensor")
-        check_positive(f"{prefix}softcap", softcap)
+    check_cap(f"{prefix}softcap", softcap)
     return Side(hidden.reshape(-1, hidden.shape[-1]), head, bias, scale, softcap)
 
 
@@ -110,11 +109,17 @@ def check_tokens(
     return labels, None if mask is None else mask.reshape(-1)
 
 
-def check_tile(tile: tuple[int, int] | None, hidden: Tensor) -> tuple[int, int]:
+def check_cap(name: str, softcap: float | None) -> None:
+    """A number above 0, or None."""
+    if isinstance(softcap, Tensor):
+        raise TypeError(f"`{name}` expected a number or None, got a tensor")
+    if softcap is not None:
+        check_positive(name, softcap)
+
+
+def check_tile(tile: tuple[int, int]) -> tuple[int, int]:
     """Tokens and classes of a tile."""
-    if tile is None:
-        return default_tile(hidden)
-    if len(tile) != 2 or not all(isinstance(x, int) and x >= 1 for x in tile):
+    if not isinstance(tile, tuple) or len(tile) != 2 or not all(isinstance(x, int) and x >= 1 for x in tile):
         raise ValueError(f"`tile` expected two whole numbers of at least 1, (tokens, classes), got {tile!r}")
     return tile
 

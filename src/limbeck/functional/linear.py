@@ -23,7 +23,7 @@ from limbeck.functional._linear_check import (
     evaluate,
 )
 from limbeck.functional._linear_terms import GKL
-from limbeck.functional._linear_tiles import log_masses
+from limbeck.functional._linear_tiles import default_tile, log_masses
 from limbeck.functional._pairs import Normalizer
 from limbeck.functional._rows import check_normalizer
 
@@ -189,5 +189,6 @@ def linear_gkl_normalizer(
     labels, mask = check_tokens(labels, mask, target_hidden.shape[:-1], len(target_head), ignore_index)
     weighting = check_weighting(prior, labels, len(target_head), weight_power, prior_temperature)
     dtype = widest(*(x for x in (*side[:4], prior) if isinstance(x, Tensor)))
-    squares = (2 * log_masses(side, weighting, dtype, check_tile(tile, target_hidden))).exp().squeeze(-1)
+    size = default_tile(target_hidden) if tile is None else check_tile(tile)
+    squares = (2 * log_masses(side, weighting, dtype, size)).exp().squeeze(-1)
     return (squares if mask is None else squares.masked_fill(~mask, 0.0)).sum()

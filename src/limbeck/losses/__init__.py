@@ -23,6 +23,7 @@ from limbeck.losses.ikl import IKLLoss
 from limbeck.losses.image_text import ContrastiveDivergenceLoss
 from limbeck.losses.inter_channel import ICKDLoss
 from limbeck.losses.kl import JSLoss, KLLoss, ReverseKLLoss
+from limbeck.losses.linear import LinearGKLLoss, LinearJSLoss, LinearKLLoss, LinearSoftCrossEntropyLoss
 from limbeck.losses.logit import LogitMSELoss
 from limbeck.losses.mart import MARTLoss
 from limbeck.losses.multi_js import MultiJSLoss
@@ -78,6 +79,10 @@ __all__ = [
     "IKLLoss",
     "JSLoss",
     "KLLoss",
+    "LinearGKLLoss",
+    "LinearJSLoss",
+    "LinearKLLoss",
+    "LinearSoftCrossEntropyLoss",
     "LogitMSELoss",
     "MARTLoss",
     "MLKDLoss",
