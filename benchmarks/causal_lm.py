@@ -3,10 +3,10 @@
     python -m benchmarks.causal_lm [--seeds 3] [--csv FILE]
 
 The models, the text and the training are those of `examples/causal_lm.py`, with one teacher. Each loss has two
-settings: seed 0 trains both, and the one of the lower perplexity on validation text is trained from the other seeds too;
-the test text chooses nothing. A seed is the student's start and the order of its batches. Differences of the log
-perplexity, in nats per token, are paired by seed; below 0 is better. `largest` counts the numbers of the largest tensor
-that any operation of one step makes: forward, backward and the optimizer's.
+settings: seed 0 trains both, and the one of the lower perplexity on validation text is trained from the other seeds
+too; the test text chooses nothing. A seed is the student's start and the order of its batches. Differences of the log
+perplexity, in nats per token, are paired by seed; below 0 is better. `largest` counts the numbers of the largest
+tensor that any operation of one step makes: forward, backward and the optimizer's.
 """
 
 from __future__ import annotations
