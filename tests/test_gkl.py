@@ -10,7 +10,7 @@ import twins
 from torch import Tensor
 
 from limbeck import functional
-from limbeck.functional import _pairs
+from limbeck.functional import _blocks, _pairs
 
 POWERS = (0.0, 0.05, 0.3, 1.0)
 NORMALIZERS = ("weights", "row", "samples", "given")
@@ -41,7 +41,7 @@ def assert_equal(value: Tensor, expected: Tensor, inputs: tuple[Tensor, ...], to
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The same claims for gradients made in the forward pass, in one block and in many, and for plain operations."""
     if request.param == "blocks":
-        monkeypatch.setattr(_pairs, "BLOCK_ELEMENTS", 10)
+        monkeypatch.setattr(_blocks, "_block_elements", lambda: 10)
     if request.param == "composed":
         monkeypatch.setattr(_pairs, "_can_fuse", lambda *_: False)
     return request.param

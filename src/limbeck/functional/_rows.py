@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from limbeck.functional._check import check_integer_labels, widest
-from limbeck.functional._pairs import Normalizer
+from limbeck.functional._terms import Normalizer, Weights
+
+LOG2_E = 1 / math.log(2)
 
 
 def without_left_out(labels: Tensor | None, mask: Tensor | None) -> Tensor | None:
@@ -29,11 +31,7 @@ def class_rows(prior: Tensor, labels: Tensor | None, logits: Tensor) -> Tensor:
     _check_tensors(prior=prior, labels=labels)
     check_table(prior, classes)
     if labels.is_floating_point():
-        if labels.shape != logits.shape:
-            raise ValueError(
-                f"soft `labels` (floats) expected the shape {tuple(logits.shape)}, got {tuple(labels.shape)}; class "
-                "indices are integers: `labels.long()`"
-            )
+        _check_soft_labels(labels, logits)
         dtype = widest(prior, labels)
         return labels.detach().to(dtype) @ prior.detach().to(dtype)
     samples = logits.shape[:-1]
@@ -87,6 +85,14 @@ def _check_tensors(**given: object) -> None:
             raise TypeError(f"`{name}` expected a tensor, got {type(value).__name__}")
 
 
+def _check_soft_labels(labels: Tensor, logits: Tensor) -> None:
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"soft `labels` (floats) expected the shape {tuple(logits.shape)}, got {tuple(labels.shape)}; class "
+            "indices are integers: `labels.long()`"
+        )
+
+
 def check_table(prior: Tensor, classes: int) -> None:
     """A (C, C) tensor."""
     _check_tensors(prior=prior)
@@ -128,3 +134,84 @@ def check_mask(mask: Tensor | None, logits: Tensor) -> None:
         raise TypeError(f"`mask` expected bool, True where the sample takes part, got {mask.dtype}")
     if mask.shape != logits.shape[:-1]:
         raise ValueError(f"`mask` expected the shape {tuple(logits.shape[:-1])}, got {tuple(mask.shape)}")
+
+
+def sample_rows(target_logits: Tensor, power: float, temperature: float | Tensor) -> tuple[Tensor, float]:
+    """Return softmaxes of the target, detached, and the power still to be applied to them."""
+    scores = target_logits.detach().to(widest(target_logits)) / temperature
+    if power in (0, 1) or may_underflow(scores, power):
+        return torch.softmax(scores, -1), power
+    return torch.log_softmax(scores, -1).mul_(power).exp_(), 1.0  # pow() is three times slower
+
+
+def weight_rows(
+    weights: Weights, logits: Tensor, target_logits: Tensor, mask: Tensor | None, normalizer: Normalizer | Tensor
+) -> Tensor:
+    """The weights as (*, C), read and powered."""
+    prior, labels, power, temperature = weights
+    if prior is None:
+        rows, power = sample_rows(target_logits, power, temperature)
+    else:
+        rows = class_rows(prior, labels, logits)
+    rows = without_common_factor(rows, power, normalizer, mask)
+    return powered(rows, power, fresh=prior is None or labels is not None)
+
+
+# --- rows of a block, in a buffer -------------------------------------------------------------------------
+
+
+def checked_weights(weights: Weights, logits: Tensor) -> Weights:
+    """The weights of logits (*, C) for the same in (N, C)."""
+    prior, labels, power, temperature = weights
+    if not power >= 0:
+        raise ValueError(f"`weight_power` expected a number of at least 0, got {power}")
+    if prior is None:
+        return weights
+    if labels is None:
+        check_rows("prior", prior, logits)
+        return Weights(prior.reshape(-1, logits.shape[-1]), None, power, temperature)
+    _check_tensors(prior=prior, labels=labels)
+    check_table(prior, logits.shape[-1])
+    if labels.is_floating_point():
+        _check_soft_labels(labels, logits)
+        return Weights(prior, labels.reshape(-1, logits.shape[-1]), power, temperature)
+    if labels.dtype != torch.int64 or labels.shape != logits.shape[:-1]:
+        check_integer_labels(labels, logits.shape[:-1], logits.shape[-1])
+        labels = labels.long()
+    return Weights(prior, labels.reshape(-1), power, temperature)
+
+
+def can_fill(weights: Weights, logits: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `fill_rows` serves these weights: softmaxes of the target or rows read by label, powers in range."""
+    prior, labels, power, _ = weights
+    if prior is None:
+        return power != 0 and not (power != 1 and may_underflow(logits, power))
+    if labels is None or labels.is_floating_point() or prior.dtype != dtype:
+        return False
+    return power == 1 or not may_underflow(prior, power)
+
+
+def fill_rows(out: Tensor, weights: Weights, target_logits: Tensor, start: int) -> Tensor:
+    """Write the rows from `start` on into `out`; return their sums, (rows, 1)."""
+    prior, labels, power, temperature = weights
+    if prior is not None and labels is not None:
+        part = labels[start : start + len(out)]
+        try:  # on a CPU the read checks the range by itself
+            torch.index_select(prior, 0, part, out=out)
+        except IndexError:
+            check_integer_labels(labels, labels.shape, len(prior))
+            raise
+        return (out if power == 1 else out.pow_(power)).sum(-1, True)
+    scores, scale = target_logits.to(out.dtype), LOG2_E / float(temperature)
+    largest = scores.amax(-1, True)
+    total = _exp2(scores, largest, scale, out).sum(-1, True)
+    if power == 1:
+        out.mul_(total.reciprocal())
+        return torch.ones_like(total)
+    # pow() is slower than a second exp2()
+    return _exp2(scores, largest.add_(total.log2_(), alpha=1 / scale), power * scale, out).sum(-1, True)
+
+
+def _exp2(logits: Tensor, shift: Tensor, scale: float, out: Tensor) -> Tensor:
+    """2 ** (scale * (logits - shift)), the exponent rounded once."""
+    return torch.add(shift * -scale, logits, alpha=scale, out=out).exp2_()

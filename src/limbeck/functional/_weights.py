@@ -1,35 +1,16 @@
-"""Where the weights of the pairs of classes come from, and the call that needs them: by torch or by the kernel."""
+"""The divergence of all pairs of classes, by torch or by the kernel."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from limbeck.functional._check import check_integer_labels, check_label_shape, widest
+from limbeck.functional._check import check_integer_labels, check_label_shape
 from limbeck.functional._engine import Impl, takes_kernel
-from limbeck.functional._pairs import Terms, pair_divergence
-from limbeck.functional._rows import (
-    check_table,
-    class_rows,
-    may_underflow,
-    powered,
-    without_common_factor,
-    without_left_out,
-)
+from limbeck.functional._pairs import pair_divergence
+from limbeck.functional._rows import check_table, class_rows, without_left_out
+from limbeck.functional._terms import Terms, Weights
 
-
-class Weights(NamedTuple):
-    """Rows of probabilities, not yet read or powered.
-
-    `prior` is (*, C), or with `labels` the (C, C) table; None is the target's own softmax at `temperature`.
-    """
-
-    prior: Tensor | None
-    labels: Tensor | None
-    power: float
-    temperature: float | Tensor
+__all__ = ["Weights", "weighted_pairs"]
 
 
 def weighted_pairs(
@@ -39,7 +20,7 @@ def weighted_pairs(
     if _takes_kernel(logits, target_logits, weights, mask, terms, impl):
         return _by_kernel(logits, target_logits, weights, mask, terms)
     weights = weights._replace(labels=without_left_out(weights.labels, mask))
-    return pair_divergence(logits, target_logits, _weight(logits, target_logits, weights, mask, terms), mask, terms)
+    return pair_divergence(logits, target_logits, weights, mask, terms)
 
 
 def _takes_kernel(
@@ -78,21 +59,3 @@ def _by_kernel(logits: Tensor, target_logits: Tensor, weights: Weights, mask: Te
         terms.reduction,
     )
     return gkl(logits, target_logits, prior, labels, mask, given, options)
-
-
-def _weight(logits: Tensor, target_logits: Tensor, weights: Weights, mask: Tensor | None, terms: Terms) -> Tensor:
-    prior, labels, power, temperature = weights
-    if prior is None:
-        rows, power = sample_rows(target_logits, power, temperature)
-    else:
-        rows = class_rows(prior, labels, logits)
-    rows = without_common_factor(rows, power, terms.normalizer, mask)
-    return powered(rows, power, fresh=prior is None or labels is not None)
-
-
-def sample_rows(target_logits: Tensor, power: float, temperature: float | Tensor) -> tuple[Tensor, float]:
-    """Return softmaxes of the target, detached, and the power still to be applied to them."""
-    scores = target_logits.detach().to(widest(target_logits)) / temperature
-    if power in (0, 1) or may_underflow(scores, power):
-        return torch.softmax(scores, -1), power
-    return torch.log_softmax(scores, -1).mul_(power).exp_(), 1.0  # pow() is three times slower

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from limbeck.functional._check import Reduction, check_positive, check_range, check_reduction, full_precision, widest
 from limbeck.functional._dense_tiles import Pixels, check_pixels, class_last, per_pixel, tiles
-from limbeck.functional._pairs import Normalizer, Terms, pair_divergence
+from limbeck.functional._pairs import pair_divergence
 from limbeck.functional._rows import check_normalizer, check_table, may_underflow, powered, without_common_factor
+from limbeck.functional._terms import Normalizer, Terms, Weights
 from limbeck.functional.kl import js_divergence, kl_divergence
 
 IGNORED = -100  # as torch's cross-entropy
@@ -344,7 +345,8 @@ def _gkl_rows(
     """`share` is the denominator over the pixels of the whole that take part."""
     if share is not None:  # pair_divergence divides by this over the pixels of the tile
         terms = terms._replace(normalizer=share * (len(s) if mask is None else mask.sum().clamp_min(1)))
-    return pair_divergence(s, t, rows_of(t, labels, table, shift), mask, terms)
+    rows = Weights(rows_of(t, labels, table, shift), None, 1.0, 1.0)
+    return pair_divergence(s, t, rows, mask, terms)
 
 
 @torch.no_grad()

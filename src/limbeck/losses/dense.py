@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck import functional
 from limbeck.functional._check import Reduction
-from limbeck.functional._pairs import Normalizer
+from limbeck.functional._terms import Normalizer
 from limbeck.losses.gkl import GKLLoss, Prior
 from limbeck.losses.kl import JSLoss, KLLoss
 

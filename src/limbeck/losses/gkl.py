@@ -10,9 +10,8 @@ from torch import Tensor
 
 from limbeck import functional
 from limbeck.functional._check import Reduction, check_positive, check_range
-from limbeck.functional._pairs import Normalizer
-from limbeck.functional._rows import check_normalizer, class_rows, may_underflow, powered
-from limbeck.functional._weights import sample_rows
+from limbeck.functional._rows import check_normalizer, class_rows, may_underflow, powered, sample_rows
+from limbeck.functional._terms import Normalizer
 from limbeck.losses.base import DivergenceLoss
 from limbeck.losses.class_prior import ClassPrior
 from limbeck.losses.presets import PresetName, preset_options

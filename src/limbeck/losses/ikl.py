@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from limbeck.functional._check import Reduction
-from limbeck.functional._pairs import Normalizer
+from limbeck.functional._terms import Normalizer
 from limbeck.losses.gkl import GKLLoss, Prior
 
 

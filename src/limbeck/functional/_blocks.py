@@ -1,0 +1,264 @@
+r"""DKL, IKL and GKL with their gradients in one go: by blocks of rows that stay in the cache, in buffers used again.
+
+With d = s - t, weights u of sum S and mu = sum_j u_j d_j / S, the half spread 1/2 sum_j u_j (d_j - mu)^2 times k has
+the gradient k u_j (d_j - mu) to s_j, and minus that to t_j. With exponents z and y of base 2, of which the largest of
+each row is 0, and sums Q and P of 2^z and 2^y, the cross-entropy is log Q - (log 2 / P) sum_j 2^(y_j) z_j and its
+gradient to the tempered logits 2^z / Q - 2^y / P.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from limbeck.functional._check import widest
+from limbeck.functional._rows import LOG2_E, can_fill, checked_weights, fill_rows, weight_rows
+from limbeck.functional._terms import Terms, Weights, count, mse_factor, positive
+
+LOG_2 = math.log(2)
+
+Gradients = Sequence[Tensor | None]
+
+
+class _Batch(NamedTuple):
+    """What is computed, in (N, C); `left_out` is (N, 1)."""
+
+    s: Tensor
+    t: Tensor
+    weights: Weights
+    left_out: Tensor | None
+    terms: Terms
+    dtype: torch.dtype
+    careful: bool  # heed -inf and rows without weight, which otherwise make the value NaN or infinite
+
+
+class _Factors(NamedTuple):
+    """Per sample, (N, 1): S; the half spread's factor; the cross-entropy's, where a mask makes it differ."""
+
+    mass: Tensor
+    mse: Tensor
+    ce: float
+    parts: Tensor | None
+
+
+def evaluate(
+    logits: Tensor, target_logits: Tensor, weights: Weights, mask: Tensor | None, terms: Terms, needs: Sequence[bool]
+) -> tuple[Tensor, Gradients]:
+    """The value and, for each side that needs it, the gradient of the reduced value ("none": of each sample's)."""
+    shape, classes = logits.shape, logits.shape[-1]
+    dtype = widest(*(x for x in (logits, target_logits, weights.prior) if x is not None))
+    written = _written(terms)
+    gradients = [_buffer(logits, dtype, written[side]) if needs[side] else None for side in (0, 1)]
+    with torch.inference_mode():  # halves the cost of a call
+        s, t = (x if x.dim() == 2 else x.reshape(-1, classes) for x in (logits, target_logits))
+        left_out = None if mask is None else ~mask.reshape(-1, 1)
+        # Whether anything is infinite cannot be known without waiting for a device.
+        on_cpu = logits.device.type == "cpu"
+        weights = checked_weights(weights, logits)
+        batch = _Batch(s, t, weights, left_out, terms, dtype, careful=not on_cpu)
+        flat = [None if x is None else x.view(-1, classes) for x in gradients]
+        value = _by_blocks(batch, flat)
+        if on_cpu and not math.isfinite((value.sum() if value.dim() else value).item()):
+            value = _by_blocks(batch._replace(careful=True), flat)
+    return (value.view(shape[:-1]) if value.dim() else value).clone(), gradients
+
+
+def _written(terms: Terms) -> tuple[bool, bool]:
+    """Whether any part has a gradient to the logits, to the target."""
+    mse = terms.mse_weight != 0
+    return (mse and terms.mse_reaches_logits) or terms.ce_weight != 0, mse
+
+
+def _buffer(like: Tensor, dtype: torch.dtype, written: bool) -> Tensor:
+    # In the dtype of the arithmetic: a half gradient times 1/N would underflow before a loss scale lifts it.
+    make = torch.empty if written else torch.zeros
+    return make(like.shape, dtype=dtype, device=like.device)
+
+
+def _by_blocks(batch: _Batch, gradients: Gradients) -> Tensor:
+    samples, terms, rows = len(batch.s), batch.terms, _block_rows(batch.s)
+    store = next((x for x, kept in zip(gradients, _written(terms), strict=True) if kept and x is not None), None)
+    weight, mass = _weights(batch, rows, store)
+    factors = _factors(batch, mass)
+    columns = (batch.s, batch.t, batch.left_out, weight, factors.mass, factors.mse, factors.parts, *gradients)
+    nothing = [None] * -(-samples // rows)
+    work = _Work(batch, rows, factors.ce)
+    for parts in zip(*(nothing if x is None else torch.split(x, rows) for x in columns), strict=True):
+        work.add(*parts)
+    values = work.entropies(factors.parts) if terms.ce_weight != 0 else torch.zeros_like(factors.mse)
+    if terms.mse_weight != 0:
+        values.addcmul_(torch.cat(work.spreads), factors.mse, value=0.5)
+    return values.squeeze(-1) if terms.reduction == "none" else values.sum()
+
+
+def _block_rows(logits: Tensor) -> int:
+    samples, classes = logits.shape
+    return min(samples, max(1, _block_elements() // classes)) if logits.device.type == "cpu" else samples
+
+
+def _block_elements() -> int:
+    """Elementwise operations on at most 2^15 stay on one thread: waking others can cost more than computing on all.
+
+    exp() and softmax() wake them for fewer, exp2() does not. One thread alone takes more, so that calls matter less.
+    """
+    return 2**15 if torch.get_num_threads() > 1 else 2**17
+
+
+def _weights(batch: _Batch, rows: int, store: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """Return the weights (N, C), in the place of a gradient that is written later where that can be, and their sums."""
+    s, t, weights, left_out, terms, dtype, careful = batch
+    shared = weights.prior is None and weights.power == 1 and weights.temperature == terms.ce_temperature
+    if terms.mse_weight == 0 or (shared and terms.ce_weight != 0 and not careful):
+        return None, torch.ones((len(s), 1), dtype=dtype, device=s.device)
+    if not careful and can_fill(weights, s, dtype):
+        weight = torch.empty(s.shape, dtype=dtype, device=s.device) if store is None else store
+        blocks = zip(torch.split(weight, rows), torch.split(t, rows), range(0, len(s), rows), strict=True)
+        mass = torch.cat([fill_rows(out, weights, targets, start) for out, targets, start in blocks])
+        if left_out is not None:  # its logits may be NaN
+            weight.masked_fill_(left_out, 1.0)
+            mass.masked_fill_(left_out, 1.0)
+        return weight, mass
+    mask = None if left_out is None else ~left_out.squeeze(-1)
+    weight = weight_rows(weights, s, t, mask, terms.normalizer).to(dtype)
+    if left_out is not None:
+        weight = weight.masked_fill(left_out, 1.0)
+    if careful:
+        weight = weight.masked_fill(torch.isneginf(s) & torch.isneginf(t), 0.0)
+    return weight, torch.cat([x.sum(-1, True) for x in torch.split(weight, rows)])
+
+
+def _factors(batch: _Batch, mass: Tensor) -> _Factors:
+    """The reduction is in the factors."""
+    terms, samples = batch.terms, len(mass)
+    scale = terms.mse_temperature**-2
+    flat = mass.squeeze(-1)
+    if batch.left_out is None:
+        share = 1.0 / samples if terms.reduction == "mean" else 1.0
+        if terms.normalizer == "weights" and terms.mse_weight != 0 and not batch.careful:  # in the fewest operations
+            mse = mass / torch.dot(flat, flat).div_(terms.mse_weight * share * samples * scale)
+        else:
+            mse = mse_factor(flat, None, terms).unsqueeze(-1) * (share * scale)
+        return _Factors(mass, mse, terms.ce_weight * share, None)
+    mask = ~batch.left_out
+    parts = mask.to(mass.dtype)
+    if terms.reduction == "mean":
+        parts = parts / count(flat, mask.squeeze(-1))
+    mse = mse_factor(flat, mask.squeeze(-1), terms).unsqueeze(-1) * parts * scale
+    return _Factors(mass, mse.masked_fill_(batch.left_out, 0.0), terms.ce_weight, parts)
+
+
+class _Work:
+    """What is done to a block, in buffers that all share, and what was found per row."""
+
+    def __init__(self, batch: _Batch, rows: int, ce_factor: float) -> None:
+        self.terms, self.careful, self.dtype = batch.terms, batch.careful, batch.dtype
+        self.rows, classes = rows, batch.s.shape[-1]
+        new = batch.s.new_empty
+        self.buffers: tuple[Tensor, ...] = new((3, rows, classes), dtype=batch.dtype).unbind()
+        self.largest = new((2, rows, 1), dtype=batch.dtype)
+        self.largests = self.largest.unbind()
+        self.scale = LOG2_E / float(batch.terms.ce_temperature)
+        self.minus_scale = torch.tensor(-self.scale, dtype=batch.dtype)  # a tensor is multiplied by in half the time
+        self.ce_gradient = ce_factor / float(batch.terms.ce_temperature)
+        self.ce_factor = ce_factor
+        self.spreads: list[Tensor] = []
+        self.found: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(
+        self,
+        s: Tensor,
+        t: Tensor,
+        left_out: Tensor | None,
+        weight: Tensor | None,
+        mass: Tensor,
+        mse: Tensor,
+        parts: Tensor | None,
+        to_logits: Tensor | None,
+        to_target: Tensor | None,
+    ) -> None:
+        """Note what some rows are worth; write their gradients. `weight` None: the softmax of the cross-entropy."""
+        terms = self.terms
+        if s.dtype != self.dtype or t.dtype != self.dtype:
+            s, t = s.to(self.dtype), t.to(self.dtype)
+        if left_out is not None:  # before anything else: what is left out may be NaN
+            s, t = s.masked_fill(left_out, 0.0), t.masked_fill(left_out, 0.0)
+        if len(s) < self.rows:
+            self._shorten(len(s))
+        out = to_logits if terms.mse_reaches_logits and terms.mse_weight != 0 else None
+        if terms.ce_weight != 0:
+            target_share = self._target_powers(s, t)
+        if terms.mse_weight != 0:
+            gradient = to_target if out is None else out
+            if weight is None:
+                weight = torch.mul(self.buffers[2], target_share, out=gradient)
+            self._spread(s, t, weight, mass, mse, gradient)
+            if to_target is not None and gradient is not None:
+                torch.neg(gradient, out=to_target)
+        if terms.ce_weight != 0:
+            share = self._cross_entropy(s, target_share)
+            if to_logits is not None:
+                self._cross_entropy_gradient(to_logits, share, target_share, parts, fresh=out is None)
+
+    def _shorten(self, rows: int) -> None:
+        """The last block may be shorter."""
+        self.rows = rows
+        self.buffers = tuple(x[:rows] for x in self.buffers)
+        self.largest = self.largest[:, :rows]
+        self.largests = self.largest.unbind()
+
+    def _target_powers(self, s: Tensor, t: Tensor) -> Tensor:
+        """Leave 2^y in the third buffer; return 1/P."""
+        for x, largest in zip((s, t), self.largests, strict=True):
+            torch.amax(x, -1, True, out=largest)
+        self.largest.mul_(self.minus_scale)
+        # scale * (t - largest), rounded once
+        powers = torch.add(self.largests[1], t, alpha=self.scale, out=self.buffers[2]).exp2_()
+        return powers.sum(-1, True).reciprocal_()
+
+    def _spread(self, s: Tensor, t: Tensor, weight: Tensor, mass: Tensor, mse: Tensor, gradient: Tensor | None) -> None:
+        """Note sum_j u_j (d_j - mu)^2; leave k u_j (d_j - mu) in `gradient`, where the weights u may be."""
+        gap, product, _ = self.buffers
+        torch.sub(s, t, out=gap)
+        if self.careful:
+            gap.masked_fill_(weight == 0, 0.0)
+            mass = positive(mass)
+            excluded_by_one = torch.isinf(gap).any(-1, True) & (mse != 0)
+        gap.sub_(torch.mul(weight, gap, out=product).sum(-1, True).div_(mass))
+        weighted = torch.mul(weight, gap, out=product if gradient is None else gradient)
+        spread = gap.mul_(weighted).sum(-1, True)
+        if gradient is not None:
+            gradient.mul_(mse)
+        if self.careful:  # one side alone excludes a class that has weight
+            spread.masked_fill_(excluded_by_one, torch.inf)
+        self.spreads.append(spread)
+
+    def _cross_entropy(self, s: Tensor, target_share: Tensor) -> Tensor:
+        """Note the cross-entropy; leave 2^z in the second buffer; return 1/Q."""
+        z, powers, target_powers = self.buffers
+        torch.add(self.largests[0], s, alpha=self.scale, out=z)
+        share = torch.exp2(z, out=powers).sum(-1, True).reciprocal_()
+        if self.careful:
+            z.masked_fill_(target_powers == 0, 0.0)
+        self.found.append((share.log(), z.mul_(target_powers).sum(-1, True), target_share))
+        return share
+
+    def _cross_entropy_gradient(
+        self, out: Tensor, share: Tensor, target_share: Tensor, parts: Tensor | None, *, fresh: bool
+    ) -> None:
+        if parts is not None:
+            share, target_share = share * parts, target_share * parts
+        if fresh:
+            out.zero_()
+        _, powers, target_powers = self.buffers
+        out.addcmul_(powers, share, value=self.ce_gradient)
+        out.addcmul_(target_powers, target_share, value=-self.ce_gradient)
+
+    def entropies(self, parts: Tensor | None) -> Tensor:
+        """Of all rows, times their factor, (N, 1)."""
+        log_share, mean, target_share = (torch.cat(x) for x in zip(*self.found, strict=True))
+        values = log_share.addcmul_(mean, target_share, value=LOG_2).mul_(-self.ce_factor)
+        return values if parts is None else values.mul_(parts)
