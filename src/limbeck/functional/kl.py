@@ -214,8 +214,9 @@ def js_divergence(
     """
     _check(logits, target_logits, temperature, reduction)
     check_range("beta", beta, 0.0, 1.0)
-    if 0 < beta < 1 and not isinstance(temperature, Tensor) and takes_kernel("js", impl, logits, target_logits):
-        return _js_by_kernel(logits, target_logits, beta, temperature, scale_by_t2, reduction)
+    learnt = temperature if isinstance(temperature, Tensor) else None
+    if 0 < beta < 1 and takes_kernel("js", impl, logits, target_logits, learnt):
+        return _js_by_kernel(logits, target_logits, beta, float(temperature), scale_by_t2, reduction)
     values = js_values(logits, target_logits, beta=beta, temperature=temperature)
     return _finish(values, temperature, scale_by_t2, reduction)
 

@@ -14,15 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.kernels import js_rows
+from limbeck.kernels import js_rows, sizes
 
-SHORT = 4096  # classes, up to which a row of both sides stays in registers: 16 numbers a side in each of 256 threads
-TILE = 2048  # elements of both short rows and gradients a program: 16 a side in each of 128 threads
-LANES = 256  # threads on a long row, each with sums of its own
-BYTES = 16  # a thread reads at once: the widest load
-WAVES = 4  # programs for each multiprocessor that there should be, before rows are cut into pieces
-MOST_PIECES = 256  # of a row; the second pass looks at all of them
-ROWS_AT_END = 1024  # whose values one program adds up
 LOG2_E = math.log2(math.e)
 
 _library = torch.library.Library("limbeck", "FRAGMENT")
@@ -48,7 +41,9 @@ def _by_rows(side: Tensor) -> Tensor:
     """Neighbouring classes side by side: other orders are copied, as are tensors that autograd refuses to keep."""
     if side.stride(-1) != 1 and side.shape[-1] > 1:
         return side.contiguous()
-    return side.clone() if torch.is_grad_enabled() and side.is_inference() else side
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return side
+    return side.clone() if side.is_inference() else side
 
 
 # --- the operators ----------------------------------------------------------------------------------------
@@ -69,7 +64,7 @@ def _forward(
     rows, classes = logits.shape
     shares = shares_of(beta)
     stats = logits.new_empty((6, rows), dtype=torch.float32)
-    if classes <= SHORT:
+    if classes <= sizes.JS_SHORT_CLASSES:
         sums, pieces = _short(logits, target_logits, stats, LOG2_E / temperature, shares), 1
     else:
         sums, pieces = _long(logits, target_logits, stats, LOG2_E / temperature, shares)
@@ -96,12 +91,11 @@ def _rounded(number: float) -> float:
 
 def _short(logits: Tensor, target_logits: Tensor, stats: Tensor, scale: float, shares: tuple[float, ...]) -> Tensor:
     rows, classes = logits.shape
-    block = _power_of_2(classes)
-    each = max(1, min(TILE // block, _power_of_2(rows)))
+    block, each = _tile(rows, classes, sizes.JS_SHORT_CLASSES)
     sums = stats.new_empty((3, rows))
     js_rows.short_rows[(_ceil(rows, each),)](
         logits, target_logits, stats, sums, rows, classes, logits.stride(0), target_logits.stride(0), scale, *shares,
-        ROWS=each, CLASSES=block, num_warps=8 if block > TILE else 4,
+        ROWS=each, CLASSES=block, num_warps=max(4, block // 512),
     )  # fmt: skip
     return sums
 
@@ -110,28 +104,34 @@ def _long(
     logits: Tensor, target_logits: Tensor, stats: Tensor, scale: float, shares: tuple[float, ...]
 ) -> tuple[Tensor, int]:
     rows, classes = logits.shape
-    width = BYTES // max(logits.element_size(), target_logits.element_size())
-    size = piece_size(rows, classes, LANES * width, logits.device)
+    width = sizes.VECTOR_BYTES // max(logits.element_size(), target_logits.element_size())
+    size = piece_size(rows, classes, sizes.LANES * width, logits.device)
     pieces = _ceil(classes, size)
     found = stats.new_empty((4, rows * pieces) if pieces > 1 else (0,))
     sums = stats.new_empty((3, rows * pieces))
     strides = logits.stride(0), target_logits.stride(0)
-    sizes: dict[str, int] = {"LANES": LANES, "WIDTH": width, "num_warps": LANES // 32}
+    tile: dict[str, int] = {"LANES": sizes.LANES, "WIDTH": width, "num_warps": sizes.LANES // 32}
     grid = (rows * pieces,)
     if pieces > 1:
-        js_rows.scale_pieces[grid](logits, target_logits, found, pieces, size, classes, *strides, scale, **sizes)
+        js_rows.scale_pieces[grid](logits, target_logits, found, pieces, size, classes, *strides, scale, **tile)
     js_rows.long_rows[grid](
         logits, target_logits, stats, sums, found, pieces, size, classes, *strides, scale, *shares,
-        PIECES=_power_of_2(pieces), **sizes,
+        PIECES=sizes.power_of_two(pieces), **tile,
     )  # fmt: skip
     return sums, pieces
+
+
+def piece_size(rows: int, classes: int, tile: int, device: torch.device) -> int:
+    """How many classes of a long row a program takes: a row is cut where there are too few to fill the device."""
+    tiles = _ceil(classes, tile)
+    return _ceil(tiles, sizes.parts_of_row(rows, tiles, device)) * tile
 
 
 def _finish(
     sums: Tensor, stats: Tensor, pieces: int, shares: tuple[float, ...], factor: float, reduced: bool
 ) -> Tensor:
-    rows, block = stats.shape[1], _power_of_2(pieces)
-    each = max(1, min(ROWS_AT_END // block, _power_of_2(rows)))
+    rows, block = stats.shape[1], sizes.power_of_two(pieces)
+    each = max(1, min(sizes.BATCH_ROWS // block, sizes.power_of_two(rows)))
     programs = _ceil(rows, each)
     values = stats.new_empty((1,) if reduced else (rows,))
     totals = stats.new_empty((programs,)) if reduced and programs > 1 else values
@@ -139,7 +139,7 @@ def _finish(
         sums, stats, values, totals, rows, pieces, *shares, factor, ROWS=each, PIECES=block, REDUCED=reduced
     )
     if reduced and programs > 1:
-        js_rows.add_totals[(1,)](totals, values, programs, SIZE=min(ROWS_AT_END, _power_of_2(programs)))
+        js_rows.add_totals[(1,)](totals, values, programs, SIZE=min(sizes.BATCH_ROWS, sizes.power_of_two(programs)))
     return values
 
 
@@ -155,8 +155,7 @@ def _backward(
     to_target: bool,
 ) -> tuple[Tensor, Tensor]:
     rows, classes = logits.shape
-    block = min(TILE, _power_of_2(classes))
-    each = max(1, min(TILE // block, _power_of_2(rows)))
+    block, each = _tile(rows, classes, sizes.GRADIENT_PAIRS)
     blocks = _ceil(classes, block)
     gradients = _like(logits, to_logits), _like(target_logits, to_target)
     js_rows.row_gradients[(_ceil(rows, each) * blocks,)](
@@ -176,20 +175,10 @@ def _ceil(number: int, of: int) -> int:
     return -(-number // of)
 
 
-def _power_of_2(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def piece_size(rows: int, classes: int, tile: int, device: torch.device) -> int:
-    """How many classes a program takes of a long row: a row is cut where there are too few to keep the device busy."""
-    wanted = _ceil(WAVES * _multiprocessors(device), rows)
-    pieces = min(wanted, MOST_PIECES, _ceil(classes, tile))
-    return _ceil(_ceil(classes, pieces), tile) * tile
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def _tile(rows: int, classes: int, widest: int) -> tuple[int, int]:
+    """Classes and rows of a program, both powers of two."""
+    block = min(widest, sizes.power_of_two(classes))
+    return block, max(1, min(sizes.GRADIENT_PAIRS // block, sizes.power_of_two(rows)))
 
 
 # --- what torch has to know of them -----------------------------------------------------------------------

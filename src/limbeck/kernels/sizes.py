@@ -11,6 +11,7 @@ LANES = 128  # threads of one program along a long row: 4 warps, and up to 16 su
 SHORT_CLASSES = 1024  # up to here a warp holds whole rows in registers: 32 pairs of logits a thread
 SHORT_PAIRS = 512  # of narrower rows a warp takes several, 16 pairs a thread
 GRADIENT_PAIRS = 2048  # of one program of the backward pass: 4 warps, 16 pairs a thread
+JS_SHORT_CLASSES = 4096  # for JS up to here a program holds whole rows in registers: 16 pairs in each of 256 threads
 BATCH_ROWS = 1024  # rows summed by one program: the sums of a million rows are then a thousand
 PROGRAMS_EACH = 8  # rows are split until every multiprocessor has so many programs
 SPLIT_TILES = 4  # but a part of a row has at least so many tiles, so that merging parts stays small beside reading them
