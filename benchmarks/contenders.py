@@ -134,28 +134,24 @@ def exact_js(s: Tensor, t: Tensor, case: Case) -> Tensor:
 # --- ours, and plain torch ----------------------------------------------------------------------------------------
 
 
-def _by(impl: str) -> dict[str, Any]:
-    return {} if impl == "torch" else {"impl": impl}
-
-
 def gkl(impl: str, *, class_wise: bool = False) -> Loss:
     """GKL with weights from the target, or with rows of a table by label."""
 
     def loss(s: Tensor, t: Tensor, case: Case) -> Tensor:
         prior, labels = (case.table, case.labels) if class_wise else (None, None)
-        return functional.gkl_divergence(s, t, prior, labels=labels, **_by(impl), **GKL)
+        return functional.gkl_divergence(s, t, prior, labels=labels, impl=impl, **GKL)
 
     return loss
 
 
 def kl(impl: str) -> Loss:
     """KL."""
-    return lambda s, t, case: functional.kl_divergence(s, t, **_by(impl))
+    return lambda s, t, case: functional.kl_divergence(s, t, impl=impl)
 
 
 def js(impl: str) -> Loss:
     """JS, halfway."""
-    return lambda s, t, case: functional.js_divergence(s, t, **_by(impl))
+    return lambda s, t, case: functional.js_divergence(s, t, impl=impl)
 
 
 def distillation(s: Tensor, t: Tensor, case: Case) -> Tensor:

@@ -22,7 +22,6 @@ WRONG = "WRONG"
 MOST_IN_ROTATION = 32
 SAMPLE_SECONDS = 2e-3
 MOST_ROUNDS, FEWEST_ROUNDS = 25, 3
-SEVERAL = (RuntimeError, ValueError, TypeError, ImportError, AttributeError, NotImplementedError)
 
 
 class Timed(NamedTuple):
@@ -50,8 +49,8 @@ def measure(
         try:
             row["note"] = contender.missing() or contender.does_not_fit(cases[0]) or _wrong(contender, cases[0], row)
             found = [] if row["note"] else _prepared(device, contender, cases, row)
-        except SEVERAL as error:
-            row["note"], found = _first_line(error), []
+        except Exception as error:  # whatever others' code may raise
+            row["note"], found = first_line(error), []
         timed += found
         rows += [each.row for each in found] or [row]
         gc.collect()
@@ -146,5 +145,7 @@ def _finish(timed: Timed, copied: float | None) -> float:
     return speed
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:90]}"
+def first_line(error: BaseException) -> str:
+    """Say what went wrong in one line; a compiler's error has its reason in what it comes from."""
+    said = (str(error.__cause__ or error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {said[:90]}"

@@ -36,18 +36,27 @@ def plan(kind: str, shapes: Sequence[tuple[int, int]] | None, options: Sequence[
     guess = 8.0 if quick else (35.0 if kind == "cuda" else 40.0)
     parts = [_own(f"{n}x{c}-{dtype}", "shapes", guess, options) for (n, c), dtype in pairs]
     parts.append(_own("sweep", "sweep", guess, options))
+    compiled = _own("compiled", "compiled", 15.0 if quick else 50.0, options)
+    if kind == "cuda":
+        return [*parts, compiled]
+    interpreted = _own("interpreted", "interpreted", 15.0, options)
     gkl = Part("gkl", "", 150.0, [sys.executable, "-m", "benchmarks.gkl"])
-    return parts if quick or kind == "cuda" else [*parts, gkl]
+    return [interpreted, compiled, *parts, *([] if quick else [gkl])]
 
 
 def _own(name: str, group: str, seconds: float, options: Sequence[str]) -> Part:
-    return Part(name, group, seconds, [sys.executable, "-m", "benchmarks", *options, "--part", name])
+    command = [sys.executable, "-m", "benchmarks", *options, "--part", name]
+    return Part(name, group, seconds, command, {"TRITON_INTERPRET": str(int(name == "interpreted"))})
 
 
 def run(name: str, device: Device, *, quick: bool) -> list[Row]:
     """Run one part in this process: print its table, return its rows."""
     if name == "sweep":
         return sweep(device, quick=quick)
+    if name in ("interpreted", "compiled"):
+        from benchmarks import kernels
+
+        return kernels.interpreted() if name == "interpreted" else kernels.compiled(quick=quick)
     shape, dtype = name.split("-")
     samples, classes = (int(number) for number in shape.split("x"))
     rows = measure.measure(

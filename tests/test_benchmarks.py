@@ -1,25 +1,19 @@
-"""The benchmark verifies before it times, says what is missing, and fits a terminal. Times are nobody's claim here."""
+"""The benchmark verifies before it times, counts bytes, and says what is missing. Times are nobody's claim here."""
 
 from __future__ import annotations
 
-import csv
-import json
-import subprocess
 import sys
 import types
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import __main__ as command
-from benchmarks import contenders, devices, measure, parts, peers, rows, sweep_picture, tables, verify
+from benchmarks import contenders, devices, measure, peers, tables, verify
 from benchmarks.measure import BOTH
 
-ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (6, 17)
 
 
@@ -127,6 +121,91 @@ def test_memory_is_counted_less_what_is_returned():
     assert used == 2 * 4000
 
 
+# --- the calls of CUDA, on a stand-in for it -----------------------------------------------------------------------
+
+
+class FakeCuda:
+    """Counts bytes and streams as torch.cuda does; a capture refuses what waits for the device."""
+
+    def __init__(self, monkeypatch, capturing=True):
+        self.said, self.current, self.capturing = [], "default", capturing
+        memory = {"memory_allocated": lambda: 100, "max_memory_allocated": lambda: 100 + 8 * 40}
+        calls = {
+            "get_device_properties": lambda: types.SimpleNamespace(name="NVIDIA H100 80GB HBM3", L2_cache_size=4096),
+            "graph_pool_handle": lambda: (0, 1),
+            "Stream": lambda: types.SimpleNamespace(name="side", wait_stream=self.say("waits")),
+            "current_stream": lambda: types.SimpleNamespace(name=self.current, wait_stream=self.say("waits")),
+            "set_stream": lambda stream: setattr(self, "current", stream.name),
+            "stream": lambda stream: nullcontext(),
+            "synchronize": self.say("synchronize"),
+            "reset_peak_memory_stats": self.say("reset"),
+            "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
+            "CUDAGraph": lambda: types.SimpleNamespace(replay=self.say("replay")),
+            "graph": self.graph,
+            "Event": self.event,
+        }
+        for name, call in {**memory, **calls}.items():
+            monkeypatch.setattr(torch.cuda, name, call)
+
+    def say(self, word):
+        return lambda *_: self.said.append(word)
+
+    @contextmanager
+    def graph(self, graph, pool):
+        self.current = "capture"
+        yield
+        if not self.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        self.current = "default"
+
+    def event(self, enable_timing):
+        return types.SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda end: 3.0)
+
+
+def on_fake_cuda(monkeypatch, **options):
+    fake = FakeCuda(monkeypatch, **options)
+    return fake, devices.cuda()._replace(kind="cpu", copy_bytes=4096)
+
+
+def test_a_gpu_is_timed_by_replays_of_a_graph(monkeypatch):
+    fake, gpu = on_fake_cuda(monkeypatch)
+    found = measure.measure(gpu, contenders.plain()[:1], SHAPE, "fp32", seconds=0)
+    assert [(row["note"], row["how"]) for row in found] == [("", "graph")] * 3
+    assert gpu._replace(kind="cuda").word == "h100"
+    calls = len(measure.make_cases(gpu, contenders.plain()[:1], SHAPE, torch.float32))
+    assert [row["median_us"] for row in found[1:]] == pytest.approx([3000.0 / calls] * 2)
+    assert "replay" in fake.said
+
+
+def test_what_cannot_be_captured_is_timed_eagerly_on_the_stream_from_before(monkeypatch, capsys):
+    fake, gpu = on_fake_cuda(monkeypatch, capturing=False)
+    call, how = gpu.prepare([lambda: None], nullcontext)
+    assert (how, fake.current) == ("eager", "default")
+    assert "no CUDA graph (operation not permitted when stream is capturing): eager calls" in capsys.readouterr().out
+    call()
+
+
+def test_the_peak_is_above_what_was_there_less_what_is_returned(monkeypatch):
+    fake, gpu = on_fake_cuda(monkeypatch)
+    assert gpu.extra_bytes(lambda: (torch.zeros(40),)) == 4 * 40
+    assert fake.said[-3:] == ["synchronize", "reset", "synchronize"]
+
+
+def test_a_step_that_waits_for_the_device_is_noticed(monkeypatch):
+    fake, gpu = on_fake_cuda(monkeypatch)
+    assert not gpu.waits(lambda: None)
+    steps = iter([None, RuntimeError("called a synchronizing CUDA operation"), None, RuntimeError("another")])
+
+    def step():
+        if (error := next(steps)) is not None:
+            raise error
+
+    assert gpu.waits(step)
+    assert fake.mode == "default"
+    with pytest.raises(RuntimeError, match="another"):
+        gpu.waits(step)
+
+
 # --- what is missing or fails --------------------------------------------------------------------------------------
 
 
@@ -184,114 +263,3 @@ def test_ligers_question_to_the_host_is_answered_while_a_graph_is_captured():
         assert torch.equal(gradient, torch.tensor(1.0, device="cuda")) is True
     assert torch.tensor(1.0).item() == 1.0
     assert not torch.equal(gradient, torch.zeros(()))
-
-
-# --- tables, files, the command ------------------------------------------------------------------------------------
-
-
-def fake_rows(share=0.85, peer=2.0, shapes=parts.TARGETS):
-    found = []
-    for samples, classes in shapes:
-        for dtype in ("bf16", "fp32"):
-            base = {"samples": samples, "classes": classes, "dtype": dtype, "how": "graph", "error": 1e-7, "note": ""}
-            base |= {"bytes": 1, "gb_s": 2500.0, "wall_us": 12345.6, "extra_bytes": 12345, "waits": True}
-            times = {"median_us": 12345.6, "q1_us": 12000.0, "q3_us": 13000.0, "min_us": 11000.0}
-            found.append(base | times | {"contender": "copy", "teacher": "", "what": "copy", "share_of_copy": 1.0})
-            for name in ("GKL, kernel", "GKL class-wise, kernel", "Liger KL", "Liger JSD"):
-                for teacher in ("frozen", "learning"):
-                    for what in ("forward", BOTH):
-                        scale = peer if name.startswith("Liger") else 1.0
-                        mine = times | {"median_us": 12345.6 * scale, "share_of_copy": share}
-                        found.append(base | mine | {"contender": name, "teacher": teacher, "what": what})
-    return found
-
-
-def test_tables_fit_a_terminal():
-    one = [row for row in fake_rows() if (row["samples"], row["dtype"]) == (8192, "bf16")]
-    text = "\n".join([tables.of_shape(one), tables.LEGEND, tables.verdict(fake_rows(), parts.TARGETS)])
-    assert max(map(len, text.splitlines())) <= 120
-
-
-@pytest.mark.parametrize(
-    ("share", "peer", "shares", "times"), [(0.85, 2.0, "met", "met"), (0.7, 0.9, "NOT MET", "NOT MET")]
-)
-def test_the_verdict_says_what_was_met(share, peer, shares, times):
-    lines = tables.verdict(fake_rows(share, peer), parts.TARGETS).splitlines()[2:]
-    assert len(lines) == 4 * 6
-    assert all(line.endswith(f"  {shares}") for line in lines if "of copy" in line)
-    assert all(line.endswith(f"  {times}") for line in lines if "its time" in line)
-
-
-def test_the_verdict_of_nothing_is_nothing():
-    lines = tables.verdict([], parts.TARGETS).splitlines()[2:]
-    assert all(line.endswith("-") and "not measured" in line for line in lines)
-
-
-def test_files_have_the_figures_and_what_they_were_measured_with(device, tmp_path):
-    found = measure.measure(device, contenders.plain(), SHAPE, "fp32", seconds=0)
-    rows.write_beside(found, tmp_path / "new" / "rows.csv", command.measured_with(device, "abc"))
-    with (tmp_path / "new" / "rows.csv").open(encoding="utf-8") as file:
-        read = list(csv.DictReader(file))
-    wanted = "device torch triton driver commit date samples classes dtype contender teacher what how median_us min_us"
-    wanted += " q1_us q3_us bytes gb_s share_of_copy wall_us extra_bytes waits error note"
-    assert set(wanted.split()) <= set(read[0])
-    assert len(read) == 5
-
-
-def test_a_folder_without_a_clone_has_an_unknown_commit(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert rows.commit() == "unknown"
-    monkeypatch.setenv("PATH", "")
-    assert rows.commit() == "unknown"
-
-
-def test_a_wrong_row_or_a_failed_part_is_told_by_the_exit_status(device, monkeypatch, tmp_path, capsys):
-    arguments = command.parser().parse_args(["--quick", "--csv", str(tmp_path), "--only", "sweep", "x"])
-    for note, swept, status in (("", [], 0), ("WRONG: by far", [], 1), ("", None, 1)):
-        row = {"contender": "x", "samples": 1, "classes": 2, "dtype": "fp32", "note": note}
-        answers = {"sweep": swept}
-        monkeypatch.setattr(command, "run_part", lambda part, *_, found=answers, row=row: found.get(part.name, [row]))
-        assert command.run_all(device, arguments) == status
-    said = capsys.readouterr().out
-    assert "x (1, 2) fp32: WRONG: by far" in said
-    assert "failed: sweep" in said
-    assert (tmp_path / "shapes-cpu.csv").exists()
-
-
-def test_a_part_runs_in_a_process_of_its_own(tmp_path):
-    words = [sys.executable, "-m", "benchmarks", "--device", "cpu", "--quick", "--shapes", "8x16", "--only", "8x16"]
-    done = subprocess.run([*words, "--csv", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "(8, 16) fp32" in done.stdout
-    assert "No GPU time was measured" in done.stdout
-    with (tmp_path / "shapes-cpu.csv").open(encoding="utf-8") as file:
-        assert {row["contender"] for row in csv.DictReader(file)} >= {"copy", "F.kl_div distillation", "GKL, torch"}
-
-
-def test_a_part_that_fails_leaves_the_next_ones(device, monkeypatch, capsys):
-    part = parts.Part("broken", "shapes", 1.0, [sys.executable, "-c", "import sys; sys.exit(3)"])
-    assert command.run_part(part, device, None) is None
-    writes = "import pathlib, sys; pathlib.Path(sys.argv[2]).write_text('[{}]')"
-    assert command.run_part(part._replace(command=[sys.executable, "-c", writes]), device, None) == [{}]
-    assert "broken failed: exit status 3" in capsys.readouterr().out
-
-
-def test_the_picture_of_a_sweep_is_drawn_or_says_what_is_missing(tmp_path, monkeypatch):
-    swept = fake_rows(shapes=((1000, 10), (10, 1000)))
-    path = tmp_path / "sub" / "sweep.png"
-    assert sweep_picture.write(swept, path, "a device") == f"drawn: {path}"
-    assert path.read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "viz" in sweep_picture.write(swept, path, "a device")
-
-
-def test_rows_travel_between_processes_as_they_are(device):
-    found = measure.measure(device, contenders.plain()[:1], SHAPE, "fp32", seconds=0)
-    assert json.loads(json.dumps(found)) == found
-
-
-def test_names_of_devices_make_names_of_files(device):
-    for name, word in (("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-40GB", "a100"), ("Tesla T4", "gpu")):
-        assert device._replace(kind="cuda", name=name).word == word
-    assert device.word == "cpu"
