@@ -155,6 +155,14 @@ class CrossEntropyTerm(TermOptions):
         return self
 
 
+Impl = Literal["auto", "torch", "triton"]
+
+
+def impl_field() -> Any:
+    """Return the field `impl` of a loss that has a kernel."""
+    return Field("auto", description="What computes it: torch's operations, a Triton kernel, or auto, what can.")
+
+
 class KLTerm(LogitTerm):
     """KL(teacher || student). Hinton's distillation has `scale_by_t2: true`."""
 
@@ -163,6 +171,7 @@ class KLTerm(LogitTerm):
     name: Literal["kl"] = "kl"
     temperature: Positive = Field(1.0, description="Divides both logits.")
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
+    impl: Impl = impl_field()
 
 
 class ReverseKLTerm(LogitTerm):
@@ -173,6 +182,7 @@ class ReverseKLTerm(LogitTerm):
     name: Literal["reverse_kl"] = "reverse_kl"
     temperature: Positive = Field(1.0, description="Divides both logits.")
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
+    impl: Impl = impl_field()
 
 
 class JSTerm(LogitTerm):
@@ -184,6 +194,7 @@ class JSTerm(LogitTerm):
     beta: Fraction = Field(0.5, description="Share of the teacher in the mixture; 0 is KL, 1 is reverse KL.")
     temperature: Positive = Field(1.0, description="Divides both logits.")
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
+    impl: Impl = impl_field()
 
 
 class DKLTerm(LogitTerm):
@@ -202,6 +213,7 @@ class DKLTerm(LogitTerm):
     ce_weight: NonNegative = Field(1.0, description="Factor of the soft cross-entropy.")
     temperature: Positive = Field(1.0, description="Divides both logits in both parts.")
     scale_by_t2: bool = Field(False, description="Multiply by the squared temperature.")
+    impl: Impl = impl_field()
 
 
 class IKLTerm(TermOptions):
@@ -223,6 +235,7 @@ class IKLTerm(TermOptions):
     normalizer: Literal["weights", "row", "samples"] = Field(
         "samples", description="What the weighted MSE is divided by."
     )
+    impl: Impl = impl_field()
 
 
 class GKLTerm(TermOptions):
@@ -247,6 +260,7 @@ class GKLTerm(TermOptions):
     normalizer: Literal["weights", "row", "samples"] = Field(
         "weights", description="What the weighted MSE is divided by."
     )
+    impl: Impl = impl_field()
 
 
 class MARTTerm(TermOptions):

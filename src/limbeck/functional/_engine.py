@@ -19,14 +19,19 @@ def takes_kernel(name: str, impl: Impl, *arguments: Tensor | float | None) -> bo
     first = arguments[0]
     if impl == "torch" or (impl == "auto" and not (isinstance(first, Tensor) and first.is_cuda)):
         return False
-    if impl not in ("auto", "triton"):
-        raise ValueError(f"`impl` expected 'auto', 'torch' or 'triton', got {impl!r}")
+    check_impl(impl)
     from limbeck import kernels
 
     reason = kernels.why_not(name, *(x for x in arguments if isinstance(x, Tensor)))
     if impl == "triton" and reason is not None:
         raise ValueError(f"`impl='triton'` cannot serve this call ({reason}); use impl='auto' or 'torch'")
     return reason is None
+
+
+def check_impl(impl: str) -> None:
+    """One of the three words."""
+    if impl not in ("auto", "torch", "triton"):
+        raise ValueError(f"`impl` expected 'auto', 'torch' or 'triton', got {impl!r}")
 
 
 def kl_by_kernel(

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from limbeck.kernels.gkl_batch import relative
 from limbeck.kernels.gkl_forward import multiple, weight_row
-from limbeck.kernels.gkl_rows import CROSS_ENTROPY, GIVEN, GKL, LOG_2, POWERED, SHARED, UNIFORM
+from limbeck.kernels.gkl_rows import GIVEN, GKL, KL, LOG_2, POWERED, SHARED, UNIFORM
 
 
 @triton.jit
@@ -56,12 +56,16 @@ def gradients(
     grad = tl.load(grad_ptr + row * grad_stride, mask=exists, other=0.0).to(tl.float32)
     to_s, to_t = tl.zeros_like(s), tl.zeros_like(s)
     p = t
+    x = s - t
     ce_factor = grad * tl.load(factors_ptr + 2) * k * LOG_2
+    if CE or MODE == SHARED:
+        p_exponent = (t - t_top[:, None]) * k
+        p = tl.exp2(p_exponent - t_log[:, None])
     if CE:
-        p = tl.exp2((t - t_top[:, None]) * k - t_log[:, None])
-        q = tl.exp2((s - s_top[:, None]) * k - s_log[:, None])
-        to_s = ce_factor[:, None] * (q - p)
-    x = s if KIND == CROSS_ENTROPY else s - t
+        q_exponent = (s - s_top[:, None]) * k
+        to_s = ce_factor[:, None] * (tl.exp2(q_exponent - s_log[:, None]) - p)
+        if KIND != GKL:
+            x = q_exponent - p_exponent if KIND == KL else q_exponent
     x = tl.where(tl.abs(x) < float("inf"), x - mean[:, None], 0.0)
     if MSE:
         u_log = row_numbers(rows_ptr, row, samples, exists, 6)
@@ -72,7 +76,7 @@ def gradients(
         if REACHES:
             to_s += moved
     elif KIND != GKL:
-        to_t = -(ce_factor * k * LOG_2)[:, None] * (p * x)
+        to_t = -(ce_factor * LOG_2)[:, None] * (p * x)
     out = row[:, None] * classes + column
     written = exists[:, None] & (column < classes)
     if TO_S:

@@ -5,7 +5,7 @@ exchanged between lanes before the row has ended:
 
     s_top, s_mass          largest student logit, sum of 2^(k (s - s_top))
     t_top, t_mass          the same of the target
-    cross                  sum p x, where p = 2^(k (t - t_top)); x = k (s - s_top), or the gap s - t for KL
+    cross                  sum p x, where p = 2^(k (t - t_top)) and x = k (s - s_top), for KL less k (t - t_top)
     lost                   mass of p where the student excludes a class
     u_top                  exponent of the unit of the weights u (SAMPLE_POWERED: mass of the softmax under the power)
     mass, mean, m2         sum of u, mean of the gap, sum u (gap - mean)^2
@@ -68,13 +68,12 @@ def absorb(
     if CE:
         p = tl.exp2((t - t_top[:, None]) * k)
         scale = tl.exp2(rise * k)
+        x = tl.maximum(z, -FAR)
         if KIND == KL:
-            x = tl.minimum(tl.maximum(gap, -FAR), FAR)
-            cross = cross * scale + tl.sum(p * x, 1)
-            excluded = tl.abs(s) == float("inf")
-        else:
-            cross = (cross + t_mass * shift) * scale + tl.sum(p * tl.maximum(z, -FAR), 1)
-            excluded = s == -float("inf")
+            x -= tl.maximum((t - t_top[:, None]) * k, -FAR)
+            shift -= rise * k
+        cross = (cross + tl.where(t_mass > 0, t_mass * shift, 0.0)) * scale + tl.sum(p * x, 1)
+        excluded = s == -float("inf")
         lost = lost * scale + tl.sum(tl.where(excluded, p, 0.0), 1)
         t_mass = t_mass * scale + tl.sum(p, 1)
     if MSE:
@@ -144,8 +143,10 @@ def merge(state, k, k_weight, power, MODE: tl.constexpr, KIND: tl.constexpr, MSE
         rise = (s_tops - s_top[:, None]) * k
         s_mass = tl.sum(s_masses * tl.exp2(rise), 1)
         scale = tl.exp2((t_tops - t_top[:, None]) * k)
-        if KIND != KL:
-            crosses += tl.where(s_masses > 0, t_masses * rise, 0.0)
+        rise = tl.where(s_masses > 0, rise, 0.0)
+        if KIND == KL:
+            rise -= (t_tops - t_top[:, None]) * k
+        crosses += tl.where(t_masses > 0, t_masses * rise, 0.0)
         cross = tl.sum(crosses * scale, 1)
         lost = tl.sum(losts * scale, 1)
         t_mass = tl.sum(t_masses * scale, 1)
@@ -172,8 +173,8 @@ def merge(state, k, k_weight, power, MODE: tl.constexpr, KIND: tl.constexpr, MSE
 def summary(state, ref, k, power, MODE: tl.constexpr, KIND: tl.constexpr, MSE: tl.constexpr, CE: tl.constexpr):
     """What the batch and the gradient need of each row.
 
-    Both log-sum-exps in two parts, the mean of the gap, the logarithm (base 2) of what normalises the weights and of
-    their sum, half the weighted variance of the gap, and the cross-entropy or KL in nats.
+    Both log-sum-exps in two parts; the mean of the gap, for KL and soft cross-entropy of x; the logarithms (base 2) of
+    what normalises the weights and of their sum; half the weighted variance of the gap; cross-entropy or KL in nats.
     """
     s_top, s_mass, t_top, t_mass, cross, lost, u_top, mass, mean, m2, apart = state
     s_log, t_log, nats = tl.zeros_like(mass), tl.zeros_like(mass), tl.zeros_like(mass)
@@ -181,15 +182,12 @@ def summary(state, ref, k, power, MODE: tl.constexpr, KIND: tl.constexpr, MSE: t
     if CE:
         s_log, t_log = tl.log2(s_mass), tl.log2(t_mass)
         cross = cross / t_mass
-        if KIND == KL:
-            nats = ((s_top - t_top - ref) * k + (s_log - t_log) - cross * k) * LOG_2
-            mean = ref + cross
-        else:
-            nats = (s_log - cross) * LOG_2
-            mean = s_top + cross / k if KIND == CROSS_ENTROPY else mean
+        nats = (s_log - t_log - cross if KIND == KL else s_log - cross) * LOG_2
+        if KIND != GKL:
+            mean = tl.where(lost > 0, -float("inf"), cross)
         nats = tl.where(lost > 0, float("inf"), nats)
     if MSE:
-        mean = ref + mean
+        mean = tl.where(apart > 0, float("inf"), ref + mean)
         w_log = tl.log2(mass)
         if MODE == POWERED:
             w_log += u_top

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from limbeck.functional._check import Reduction, check_positive, check_reduction
+from limbeck.functional._engine import Impl, check_impl
 
 
 class DivergenceLoss(nn.Module):
@@ -37,9 +38,17 @@ class DivergenceLoss(nn.Module):
 class TemperedLoss(DivergenceLoss):
     """A loss without memory whose temperature divides both logits."""
 
-    def __init__(self, temperature: float = 1.0, scale_by_t2: bool = False, reduction: Reduction = "mean") -> None:
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        scale_by_t2: bool = False,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+    ) -> None:
         super().__init__(reduction)
         check_positive("temperature", temperature)
+        check_impl(impl)
+        self.impl = impl
         self.temperature = temperature
         self.scale_by_t2 = scale_by_t2
 

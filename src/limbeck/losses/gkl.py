@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck import functional
 from limbeck.functional._check import Reduction, check_positive, check_range
+from limbeck.functional._engine import Impl, check_impl
 from limbeck.functional._rows import check_normalizer, class_rows, may_underflow, powered, sample_rows
 from limbeck.functional._terms import Normalizer
 from limbeck.losses.base import DivergenceLoss
@@ -35,8 +36,11 @@ class ClassWiseLoss(DivergenceLoss):
         temperature: float,
         prior_temperature: float,
         reduction: Reduction,
+        impl: Impl,
     ) -> None:
         super().__init__(reduction)
+        check_impl(impl)
+        self.impl = impl
         check_range("mse_weight", mse_weight, 0.0, float("inf"))
         check_range("ce_weight", ce_weight, 0.0, float("inf"))
         check_positive("temperature", temperature)
@@ -122,6 +126,7 @@ class DKLLoss(ClassWiseLoss):
         temperature: T > 0, divides both logits in both parts, and those of the class prior.
         scale_by_t2: multiply by T squared.
         reduction: "none", "mean" or "sum".
+        impl: "auto", "torch" or "triton", see `limbeck.functional.gkl_divergence`.
 
     Gradient:
         `target_logits` from the first part; `logits` from the second, and from the first if `symmetric`.
@@ -147,8 +152,9 @@ class DKLLoss(ClassWiseLoss):
         temperature: float = 1.0,
         scale_by_t2: bool = False,
         reduction: Reduction = "mean",
+        impl: Impl = "auto",
     ) -> None:
-        super().__init__(num_classes, prior, mse_weight, ce_weight, temperature, temperature, reduction)
+        super().__init__(num_classes, prior, mse_weight, ce_weight, temperature, temperature, reduction, impl)
         self.symmetric = symmetric
         self.scale_by_t2 = scale_by_t2
 
@@ -168,6 +174,7 @@ class DKLLoss(ClassWiseLoss):
             temperature=self.temperature,
             scale_by_t2=self.scale_by_t2,
             reduction=self.reduction,
+            impl=self.impl,
         )
 
     def extra_repr(self) -> str:
@@ -198,6 +205,7 @@ class GKLLoss(ClassWiseLoss):
             the first epoch counting 1.
         normalizer: "weights", "row" or "samples", see `limbeck.functional.gkl_divergence`.
         reduction: "none", "mean" or "sum".
+        impl: "auto", "torch" or "triton", see `limbeck.functional.gkl_divergence`.
 
     Raises:
         ValueError: an option out of range; `num_classes` or labels missing where the class prior needs them.
@@ -229,8 +237,9 @@ class GKLLoss(ClassWiseLoss):
         ramp_epochs: int = 0,
         normalizer: Normalizer = "weights",
         reduction: Reduction = "mean",
+        impl: Impl = "auto",
     ) -> None:
-        super().__init__(num_classes, prior, mse_weight, ce_weight, temperature, prior_temperature, reduction)
+        super().__init__(num_classes, prior, mse_weight, ce_weight, temperature, prior_temperature, reduction, impl)
         check_range("weight_power", weight_power, 0.0, float("inf"))
         if ramp_epochs < 0:
             raise ValueError(f"`ramp_epochs` expected at least 0, got {ramp_epochs}")
@@ -293,6 +302,7 @@ class GKLLoss(ClassWiseLoss):
             normalizer=self.normalizer if normalizer is None else normalizer,
             mask=mask,
             reduction=self.reduction,
+            impl=self.impl,
         )
         return self._ramped(value) if self.ramp_epochs else value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from limbeck.functional._check import Reduction
+from limbeck.functional._engine import Impl
 from limbeck.functional._terms import Normalizer
 from limbeck.losses.gkl import GKLLoss, Prior
 
@@ -20,6 +21,7 @@ class IKLLoss(GKLLoss):
         ramp_epochs: over the first so many epochs the loss is multiplied by epoch / ramp_epochs.
         normalizer: as in `GKLLoss`; rows sum to 1, so that all three words agree.
         reduction: "none", "mean" or "sum".
+        impl: "auto", "torch" or "triton", see `limbeck.functional.gkl_divergence`.
 
     Gradient:
         As `GKLLoss`.
@@ -46,6 +48,7 @@ class IKLLoss(GKLLoss):
         ramp_epochs: int = 0,
         normalizer: Normalizer = "samples",
         reduction: Reduction = "mean",
+        impl: Impl = "auto",
     ) -> None:
         super().__init__(
             num_classes,
@@ -57,4 +60,5 @@ class IKLLoss(GKLLoss):
             ramp_epochs=ramp_epochs,
             normalizer=normalizer,
             reduction=reduction,
+            impl=impl,
         )

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from limbeck import functional
 from limbeck.functional._check import Reduction, check_range
+from limbeck.functional._engine import Impl
 from limbeck.losses.base import TemperedLoss
 
 
@@ -16,6 +17,7 @@ class KLLoss(TemperedLoss):
         temperature: T > 0, divides both logits.
         scale_by_t2: multiply by T squared.
         reduction: "none", "mean" or "sum".
+        impl: "auto", "torch" or "triton", see `limbeck.functional.kl_divergence`.
 
     Gradient:
         To both logits; detach the target (or run the teacher under `no_grad`) in distillation.
@@ -29,8 +31,15 @@ class KLLoss(TemperedLoss):
         arXiv 1503.02531, section 2; see `limbeck.functional.kl_divergence`.
     """
 
-    def __init__(self, *, temperature: float = 1.0, scale_by_t2: bool = False, reduction: Reduction = "mean") -> None:
-        super().__init__(temperature, scale_by_t2, reduction)
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        scale_by_t2: bool = False,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__(temperature, scale_by_t2, reduction, impl)
 
     def forward(self, logits: Tensor, target_logits: Tensor, labels: Tensor | None = None) -> Tensor:
         """Both logits (*, C); `labels` is ignored."""
@@ -40,6 +49,7 @@ class KLLoss(TemperedLoss):
             temperature=self.temperature,
             scale_by_t2=self.scale_by_t2,
             reduction=self.reduction,
+            impl=self.impl,
         )
 
 
@@ -50,6 +60,7 @@ class ReverseKLLoss(TemperedLoss):
         temperature: T > 0, divides both logits.
         scale_by_t2: multiply by T squared.
         reduction: "none", "mean" or "sum".
+        impl: "auto", "torch" or "triton", see `limbeck.functional.kl_divergence`.
 
     Gradient:
         To both logits.
@@ -63,8 +74,15 @@ class ReverseKLLoss(TemperedLoss):
         arXiv 2306.08543, Eq. 2; see `limbeck.functional.reverse_kl_divergence`.
     """
 
-    def __init__(self, *, temperature: float = 1.0, scale_by_t2: bool = False, reduction: Reduction = "mean") -> None:
-        super().__init__(temperature, scale_by_t2, reduction)
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        scale_by_t2: bool = False,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__(temperature, scale_by_t2, reduction, impl)
 
     def forward(self, logits: Tensor, target_logits: Tensor, labels: Tensor | None = None) -> Tensor:
         """Both logits (*, C); `labels` is ignored."""
@@ -74,6 +92,7 @@ class ReverseKLLoss(TemperedLoss):
             temperature=self.temperature,
             scale_by_t2=self.scale_by_t2,
             reduction=self.reduction,
+            impl=self.impl,
         )
 
 
@@ -85,6 +104,7 @@ class JSLoss(TemperedLoss):
         temperature: T > 0, divides both logits.
         scale_by_t2: multiply by T squared.
         reduction: "none", "mean" or "sum".
+        impl: "auto", "torch" or "triton", see `limbeck.functional.kl_divergence`.
 
     Gradient:
         To both logits.
@@ -105,8 +125,9 @@ class JSLoss(TemperedLoss):
         temperature: float = 1.0,
         scale_by_t2: bool = False,
         reduction: Reduction = "mean",
+        impl: Impl = "auto",
     ) -> None:
-        super().__init__(temperature, scale_by_t2, reduction)
+        super().__init__(temperature, scale_by_t2, reduction, impl)
         check_range("beta", beta, 0.0, 1.0)
         self.beta = beta
 
@@ -119,6 +140,7 @@ class JSLoss(TemperedLoss):
             temperature=self.temperature,
             scale_by_t2=self.scale_by_t2,
             reduction=self.reduction,
+            impl=self.impl,
         )
 
     def extra_repr(self) -> str:

@@ -127,7 +127,11 @@ def build_loss(
     takes = inspect.signature(loss).parameters
     known = _known(name, term, facts, student, teacher, position)
     given = {what: find() for what, find in known.items() if what in takes}
-    options = term.model_dump(include=set(loss_options(type(term))))
+    options = {
+        option: value
+        for option, value in term.model_dump(include=set(loss_options(type(term)))).items()
+        if option in takes or option != "impl" or value != "auto"  # dense losses have no kernel
+    }
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key(facts.seed, position, f"loss {name}") & 2**63 - 1)
         try:
