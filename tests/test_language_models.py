@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 from limbeck.functional import (
     gkl_divergence,
@@ -46,6 +53,11 @@ def gemma(width: int, cap: float) -> nn.Module:
 def cohere(width: int, scale: float) -> nn.Module:
     sizes = {"intermediate_size": 2 * width, "num_key_value_heads": 2}
     return model_of("CohereForCausalLM", "CohereConfig", width, logit_scale=scale, **sizes)
+
+
+def granite(width: int, scale: float) -> nn.Module:
+    sizes = {"intermediate_size": 2 * width, "num_key_value_heads": 2}
+    return model_of("GraniteForCausalLM", "GraniteConfig", width, logits_scaling=1 / scale, **sizes)
 
 
 def gpt2(width: int) -> nn.Module:
@@ -90,9 +102,10 @@ def test_soft_caps_give_the_loss_of_gemmas_logits(linear, dense, options):
     assert not torch.isclose(uncapped, ours, rtol=1e-2)
 
 
+@pytest.mark.parametrize("family", [cohere, granite])
 @pytest.mark.parametrize(("linear", "dense", "options"), PAIRS)
-def test_logit_scales_give_the_loss_of_coheres_logits(linear, dense, options):
-    student, teacher = cohere(16, scale=0.25), cohere(24, scale=0.5)
+def test_logit_scales_give_the_loss_of_the_models_logits(linear, dense, options, family):
+    student, teacher = family(16, scale=0.25), family(24, scale=0.5)
     logits, target = kept_logits(student), kept_logits(teacher).detach()
     scales = {"logit_scale": 0.25, "target_logit_scale": 0.5}
     ours = linear(*ends(student, teacher), labels=LABELS, tile=(5, 20), **scales, **options)
@@ -140,3 +153,46 @@ def test_another_vocabulary_is_refused_in_words():
     hidden, head, target, target_head = ends(student, teacher)
     with pytest.raises(ValueError, match="the same classes, got 53 and 50"):
         linear_kl(hidden, head, target, target_head[:-3], labels=LABELS)
+
+
+def code_of_the_guide() -> dict[str, object]:
+    """What the blocks of the guide define, run from top to bottom."""
+    page = Path(__file__).resolve().parent.parent / "docs" / "language-models.md"
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL):
+        exec(compile(block, str(page), "exec"), names)
+    return names
+
+
+def test_the_labels_loss_of_the_guide_is_the_cross_entropy():
+    hidden, head, *_ = ends(gpt2(16), gpt2(24))
+    loss = code_of_the_guide()["label_loss"](hidden, head, LABELS, tokens_at_once=5)
+    logits = (hidden @ head.T).flatten(0, -2)
+    torch.testing.assert_close(loss, cross_entropy(logits, LABELS.flatten(), ignore_index=IGNORED))
+
+
+def gradients_of_the_guide(rows: slice, wrap: bool) -> list[Tensor]:
+    """The student's gradients by the guide's module, of some rows of the text."""
+    student, teacher = gpt2(16), gpt2(24)
+    module = code_of_the_guide()["Distillation"](student, teacher.lm_head.weight.detach(), weight_power=0.3)
+    target = states(teacher).detach()[rows]
+    called = DistributedDataParallel(module) if wrap else module
+    called(TOKENS[rows], target, LABELS[rows]).backward()
+    return [weights.grad for weights in student.parameters()]
+
+
+def rank_of_two(rank: int, folder: str) -> None:
+    """One of two ranks, with one row of text and with two, whose tokens that count are 4 and 15."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
+    torch.save(gradients_of_the_guide(slice(0, 1) if rank == 0 else slice(1, 3), wrap=True), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_gradients_of_one_process(tmp_path):
+    mp.spawn(rank_of_two, args=(str(tmp_path),), nprocs=2)
+    whole = gradients_of_the_guide(slice(0, 3), wrap=False)
+    for rank in (0, 1):
+        equal(torch.load(tmp_path / f"{rank}.pt"), whole)
