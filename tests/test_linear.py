@@ -41,6 +41,12 @@ class Case:
         self.logit_scale = torch.tensor(1.3, dtype=dtype, requires_grad=True)
         self.target_logit_scale = torch.tensor(0.7, dtype=dtype, requires_grad=True)
 
+    def meta(self) -> "Case":
+        """Change to tensors without numbers."""
+        for name, x in self.leaves().items():
+            setattr(self, name, x.detach().to("meta").requires_grad_())
+        return self
+
     def leaves(self) -> dict[str, Tensor]:
         return dict(vars(self))
 

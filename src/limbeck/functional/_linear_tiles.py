@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.functional._check import Reduction, reduce, widest
+from limbeck.functional._check import Reduction, full_precision, reduce, widest
 from limbeck.functional._linear_sums import Partition
 from limbeck.functional._linear_terms import Block, Divergence, Weighting, count
 
@@ -173,13 +173,12 @@ class _Tiled(torch.autograd.Function):
             grad_output = grad_output / count(statistics[0], plan.mask)
         factors = factors * (grad_output.unsqueeze(-1) if plan.reduction == "none" else grad_output)
         needs = ctx.needs_input_grad
-        with torch.autocast(grad_output.device.type, enabled=False):  # as in the forward pass
-            found = _gradients(student, target, plan, statistics, factors, (needs[:5], needs[5:10]))
-        return *found, None
+        return *_gradients(statistics, factors, student, target, plan, (needs[:5], needs[5:10])), None
 
 
+@full_precision  # as the forward pass
 def _gradients(
-    student: Side, target: Side, plan: Plan, statistics: Tensor, factors: Tensor, needs: tuple[Any, Any]
+    statistics: Tensor, factors: Tensor, student: Side, target: Side, plan: Plan, needs: tuple[Any, Any]
 ) -> list[Tensor | None]:
     rooms, both = _Rooms((student, target), plan.tile), (student, target)
     factors, restore = _within_half(factors, both)
