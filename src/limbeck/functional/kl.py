@@ -7,6 +7,7 @@ is drawn to. A class at -inf on both sides counts as absent, with gradient exact
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -214,20 +215,20 @@ def js_divergence(
     """
     _check(logits, target_logits, temperature, reduction)
     check_range("beta", beta, 0.0, 1.0)
-    learnt = temperature if isinstance(temperature, Tensor) else None
-    if 0 < beta < 1 and takes_kernel("js", impl, logits, target_logits, learnt):
+    if beta in (0, 1):
+        end: Any = reverse_kl_divergence if beta else kl_divergence
+        options = {"temperature": temperature, "scale_by_t2": scale_by_t2, "reduction": reduction, "impl": impl}
+        value: Tensor = end(logits, target_logits, **options)
+        return value
+    if takes_kernel("js", impl, logits, target_logits, temperature):
         return _js_by_kernel(logits, target_logits, beta, float(temperature), scale_by_t2, reduction)
     values = js_values(logits, target_logits, beta=beta, temperature=temperature)
     return _finish(values, temperature, scale_by_t2, reduction)
 
 
 def js_values(logits: Tensor, target_logits: Tensor, *, beta: float, temperature: float | Tensor) -> Tensor:
-    """`js_divergence` per sample, by plain operations, its options checked."""
+    """`js_divergence` between the ends, per sample and by plain operations, its options checked."""
     log_q, log_p = _log_softmaxes(logits, target_logits, temperature)
-    if beta == 0:
-        return _kl(log_p, log_q)
-    if beta == 1:
-        return _kl(log_q, log_p)
     log_m = _log_mixture(log_p, log_q, beta)
     return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
 

@@ -35,8 +35,6 @@ def why_not(name: str, *tensors: Tensor) -> str | None:
     if name not in KERNELS:
         raise ValueError(f"`name` expected one of {', '.join(map(repr, KERNELS))}, got {name!r}")
     for tensor in tensors:
-        if tensor.is_floating_point() and tensor.dim() == 0:
-            return "a tensor as `temperature`, which may learn: kernels take numbers"
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"{str(tensor.dtype).removeprefix('torch.')}: kernels add up in float32"
         if type(tensor) not in (Tensor, torch.nn.Parameter):
