@@ -66,7 +66,7 @@ def _mixed(s, t, s_log, t_log, scale, log_share, log_rest):
     larger = tl.exp2(tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL))
     smaller = larger * w
     log_sum = _log2_of_1_plus(w)
-    r_s = -tl.maximum(k, 0.0) - (log_sum + log_rest)
+    r_s = tl.minimum(-k, 0.0) - (log_sum + log_rest)
     r_t = tl.minimum(k, 0.0) - (log_sum + log_share)
     return tl.where(k > 0, smaller, larger), tl.where(k > 0, larger, smaller), r_s, r_t, g
 
