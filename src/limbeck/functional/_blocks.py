@@ -9,8 +9,9 @@ gradient to the tempered logits 2^z / Q - 2^y / P.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,13 @@ from limbeck.functional._rows import LOG2_E, can_fill, checked_weights, fill_row
 from limbeck.functional._terms import Terms, Weights, count, mse_factor, positive
 
 LOG_2 = math.log(2)
+# What a thread takes of a block: fits its cache, and is worth a call.
+BLOCK_OF_ONE_THREAD = 2**17
+SMALL_BATCH = 2**18
+# An operation on so many elements stays on one thread. (exp() and softmax() take more for fewer, exp2() does not.)
+SERIAL_ELEMENTS = 2**15
+# OpenMP's threads then sleep between any two operations, and waking them costs more than a block.
+THREADS_SLEEP = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
 
 Gradients = Sequence[Tensor | None]
 
@@ -80,32 +88,44 @@ def _buffer(like: Tensor, dtype: torch.dtype, written: bool) -> Tensor:
 
 
 def _by_blocks(batch: _Batch, gradients: Gradients) -> Tensor:
-    samples, terms, rows = len(batch.s), batch.terms, _block_rows(batch.s)
+    samples, terms, rows = batch.s.shape[0], batch.terms, _block_rows(batch.s)
     store = next((x for x, kept in zip(gradients, _written(terms), strict=True) if kept and x is not None), None)
     weight, mass = _weights(batch, rows, store)
     factors = _factors(batch, mass)
     columns = (batch.s, batch.t, batch.left_out, weight, factors.mass, factors.mse, factors.parts, *gradients)
-    nothing = [None] * -(-samples // rows)
     work = _Work(batch, rows, factors.ce)
-    for parts in zip(*(nothing if x is None else torch.split(x, rows) for x in columns), strict=True):
+    for parts in zip(*(_split(x, samples, rows) for x in columns), strict=True):
         work.add(*parts)
     values = work.entropies(factors.parts) if terms.ce_weight != 0 else torch.zeros_like(factors.mse)
     if terms.mse_weight != 0:
-        values.addcmul_(torch.cat(work.spreads), factors.mse, value=0.5)
+        values.addcmul_(_join(work.spreads), factors.mse, value=0.5)
     return values.squeeze(-1) if terms.reduction == "none" else values.sum()
+
+
+def _split(x: Tensor | None, samples: int, rows: int) -> Sequence[Any]:
+    blocks = -(-samples // rows)
+    if x is None or blocks == 1:
+        return [x] * blocks
+    return x.split_with_sizes([rows] * (samples // rows) + [samples % rows] * (samples % rows > 0))
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def _block_rows(logits: Tensor) -> int:
     samples, classes = logits.shape
-    return min(samples, max(1, _block_elements() // classes)) if logits.device.type == "cpu" else samples
+    if logits.device.type != "cpu":
+        return samples
+    # Buffers take three times a block: of half the batch, unless all is small, they stay below twice the logits.
+    most = max(1, min(_block_elements(), max(SMALL_BATCH, (samples + 1) // 2 * classes)) // classes)
+    blocks = -(-samples // most)
+    return -(-samples // blocks)
 
 
 def _block_elements() -> int:
-    """Elementwise operations on at most 2^15 stay on one thread: waking others can cost more than computing on all.
-
-    exp() and softmax() wake them for fewer, exp2() does not. One thread alone takes more, so that calls matter less.
-    """
-    return 2**15 if torch.get_num_threads() > 1 else 2**17
+    threads = torch.get_num_threads()
+    return SERIAL_ELEMENTS if threads > 1 and THREADS_SLEEP else BLOCK_OF_ONE_THREAD * threads
 
 
 def _weights(batch: _Batch, rows: int, store: Tensor | None) -> tuple[Tensor | None, Tensor]:
@@ -116,8 +136,8 @@ def _weights(batch: _Batch, rows: int, store: Tensor | None) -> tuple[Tensor | N
         return None, torch.ones((len(s), 1), dtype=dtype, device=s.device)
     if not careful and can_fill(weights, s, dtype):
         weight = torch.empty(s.shape, dtype=dtype, device=s.device) if store is None else store
-        blocks = zip(torch.split(weight, rows), torch.split(t, rows), range(0, len(s), rows), strict=True)
-        mass = torch.cat([fill_rows(out, weights, targets, start) for out, targets, start in blocks])
+        blocks = zip(_split(weight, len(s), rows), _split(t, len(s), rows), range(0, len(s), rows), strict=True)
+        mass = _join([fill_rows(out, weights, targets, start) for out, targets, start in blocks])
         if left_out is not None:  # its logits may be NaN
             weight.masked_fill_(left_out, 1.0)
             mass.masked_fill_(left_out, 1.0)
@@ -128,7 +148,7 @@ def _weights(batch: _Batch, rows: int, store: Tensor | None) -> tuple[Tensor | N
         weight = weight.masked_fill(left_out, 1.0)
     if careful:
         weight = weight.masked_fill(torch.isneginf(s) & torch.isneginf(t), 0.0)
-    return weight, torch.cat([x.sum(-1, True) for x in torch.split(weight, rows)])
+    return weight, _join([x.sum(-1, True) for x in _split(weight, len(s), rows)])
 
 
 def _factors(batch: _Batch, mass: Tensor) -> _Factors:
@@ -186,8 +206,8 @@ class _Work:
             s, t = s.to(self.dtype), t.to(self.dtype)
         if left_out is not None:  # before anything else: what is left out may be NaN
             s, t = s.masked_fill(left_out, 0.0), t.masked_fill(left_out, 0.0)
-        if len(s) < self.rows:
-            self._shorten(len(s))
+        if s.shape[0] < self.rows:
+            self._shorten(s.shape[0])
         out = to_logits if terms.mse_reaches_logits and terms.mse_weight != 0 else None
         if terms.ce_weight != 0:
             target_share = self._target_powers(s, t)
@@ -259,6 +279,6 @@ class _Work:
 
     def entropies(self, parts: Tensor | None) -> Tensor:
         """Of all rows, times their factor, (N, 1)."""
-        log_share, mean, target_share = (torch.cat(x) for x in zip(*self.found, strict=True))
+        log_share, mean, target_share = (_join(x) for x in zip(*self.found, strict=True))
         values = log_share.addcmul_(mean, target_share, value=LOG_2).mul_(-self.ce_factor)
         return values if parts is None else values.mul_(parts)
