@@ -57,22 +57,24 @@ def evaluate(
     logits: Tensor, target_logits: Tensor, weights: Weights, mask: Tensor | None, terms: Terms, needs: Sequence[bool]
 ) -> tuple[Tensor, Gradients]:
     """The value and, for each side that needs it, the gradient of the reduced value ("none": of each sample's)."""
-    shape, classes = logits.shape, logits.shape[-1]
-    dtype = widest(*(x for x in (logits, target_logits, weights.prior) if x is not None))
+    shape, on_cpu = logits.shape, logits.device.type == "cpu"
+    prior = weights.prior
+    dtype = widest(logits, target_logits) if prior is None else widest(logits, target_logits, prior)
     written = _written(terms)
     gradients = [_buffer(logits, dtype, written[side]) if needs[side] else None for side in (0, 1)]
     with torch.inference_mode():  # halves the cost of a call
-        s, t = (x if x.dim() == 2 else x.reshape(-1, classes) for x in (logits, target_logits))
-        left_out = None if mask is None else ~mask.reshape(-1, 1)
-        # Whether anything is infinite cannot be known without waiting for a device.
-        on_cpu = logits.device.type == "cpu"
         weights = checked_weights(weights, logits)
+        left_out = None if mask is None else ~mask.reshape(-1, 1)
+        s, t, flat = logits, target_logits, gradients
+        if len(shape) != 2:
+            s, t = (x.reshape(-1, shape[-1]) for x in (s, t))
+            flat = [None if x is None else x.view(-1, shape[-1]) for x in gradients]
+        # Whether anything is infinite cannot be known without waiting for a device.
         batch = _Batch(s, t, weights, left_out, terms, dtype, careful=not on_cpu)
-        flat = [None if x is None else x.view(-1, classes) for x in gradients]
         value = _by_blocks(batch, flat)
-        if on_cpu and not math.isfinite((value.sum() if value.dim() else value).item()):
+        if on_cpu and not math.isfinite((value.sum() if terms.reduction == "none" else value).item()):
             value = _by_blocks(batch._replace(careful=True), flat)
-    return (value.view(shape[:-1]) if value.dim() else value).clone(), gradients
+    return (value.reshape(shape[:-1]) if terms.reduction == "none" else value).clone(), gradients
 
 
 def _written(terms: Terms) -> tuple[bool, bool]:

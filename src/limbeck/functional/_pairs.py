@@ -113,7 +113,7 @@ class _Fused(torch.autograd.Function):
         if gradients is None:
             gradients = evaluate(*_saved(ctx), needs)[1]
         first, second = (
-            None if gradient is None else _scaled(gradient, grad_outputs[0]).to(dtype)
+            None if gradient is None else _scaled(gradient, grad_outputs[0], dtype)
             for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
         return first, second, None, None, None
@@ -124,13 +124,13 @@ def _saved(ctx: Any) -> tuple[Tensor, Tensor, Weights, Tensor | None, Terms]:
     return logits, target_logits, Weights(prior, labels, *ctx.powers), mask, ctx.terms
 
 
-def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """The gradient times that of the value, (*) or 0-d, in place."""
-    if factor.dim() != gradient.dim() - 1 or gradient.dim() == 1:
-        if factor.device.type == "cpu" and factor.item() == 1:
-            return gradient  # not read and written once more
-        return gradient.mul_(factor)
-    return gradient.mul_(factor.unsqueeze(-1))
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient times that of the value, which is 0-d or has a number per sample; in place."""
+    if factor.dim() != 0:
+        gradient.mul_(factor.unsqueeze(-1))
+    elif factor.device.type != "cpu" or factor.item() != 1:  # else not read and written once more
+        gradient.mul_(factor)
+    return gradient if gradient.dtype == dtype else gradient.to(dtype)
 
 
 def _differentiate(
