@@ -148,11 +148,14 @@ def test_what_padding_holds_changes_nothing():
     assert torch.equal(linear_kl(*poisoned, labels=LABELS), value)
 
 
-def test_another_vocabulary_is_refused_in_words():
+def test_another_vocabulary_is_refused_and_the_shared_words_are_compared():
     student, teacher = gpt2(16), gpt2(24)
     hidden, head, target, target_head = ends(student, teacher)
     with pytest.raises(ValueError, match="the same classes, got 53 and 50"):
-        linear_kl(hidden, head, target, target_head[:-3], labels=LABELS)
+        linear_kl(hidden, head, target, target_head[:50], labels=LABELS)
+    ours = linear_kl(hidden, head[:50], target, target_head[:50], mask=LABELS != IGNORED)
+    logits, targets = (kept_logits(model)[:, :50] for model in (student, teacher))
+    equal(value_and_gradients(ours, student), value_and_gradients(kl_divergence(logits, targets.detach()), student))
 
 
 def code_of_the_guide() -> dict[str, object]:
