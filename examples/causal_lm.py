@@ -107,12 +107,16 @@ class Lessons:
         return sum(torch.softmax(hidden @ self.head.T, -1).sum(0) for hidden in known) / self.counts.sum()
 
     def loss(self, divergence, **options):
-        """Return a loss for `train`. Micro-batches have unequal numbers of tokens, so each counts by its share."""
+        """Return a loss for `train`. Micro-batches have unequal numbers of tokens, so each counts by its share.
+
+        GKL's denominator is one of the whole batch, to which each row of text adds. With one vector of class weights
+        all tokens add the same, and the share alone is right.
+        """
         squares = None
-        if divergence is linear_gkl:  # GKL's denominator is one of the whole batch, too; each row of text adds to it
-            weights = {name: options[name] for name in ("prior", "weight_power") if name in options}
-            rows = zip(self.hidden, self.labels, strict=True)
-            squares = torch.stack([linear_gkl_normalizer(h, self.head, labels=y, **weights) for h, y in rows])
+        if divergence is linear_gkl and "prior" not in options:
+            power, rows = options["weight_power"], zip(self.hidden, self.labels, strict=True)
+            squares = [linear_gkl_normalizer(h, self.head, labels=y, weight_power=power) for h, y in rows]
+            squares = torch.stack(squares)
 
         def loss(hidden, head, part, batch):
             share = self.counts[part].sum() / self.counts[batch].sum()

@@ -148,7 +148,9 @@ def test_a_language_model_is_the_same_whether_micro_batches_or_whole_ones_train_
     teacher.get_output_embeddings().weight.data.mul_(50)  # the tokens' weights differ, and so do their sums
     lessons = causal_lm.Lessons(teacher, tokens)
     given = {"rows": 8, "epochs": 2, "lr": 1e-4}
-    for loss in (lessons.loss(causal_lm.linear_gkl, weight_power=0.5), causal_lm.label_loss(tokens)):
+    gkl = {"tokens": {}, "classes": {"prior": lessons.class_weights()}}
+    gkl = {name: lessons.loss(causal_lm.linear_gkl, weight_power=0.5, **prior) for name, prior in gkl.items()}
+    for loss in (*gkl.values(), causal_lm.label_loss(tokens)):
         whole, parts = (
             causal_lm.train(causal_lm.llama(16, 1, seed=0), tokens, loss, accumulate=n, **given) for n in (1, 4)
         )
