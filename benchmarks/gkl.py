@@ -1,214 +1,307 @@
-"""GKLLoss against the brute-force N x C x C form and against F.kl_div distillation: time and memory, in one run.
+"""GKLLoss beside F.kl_div distillation and brute force on the CPU, and their memory.
 
-    python -m benchmarks.gkl [--csv FILE]
+    python -m benchmarks.gkl [--csv FILE] [--compile] [--seconds 2]
 
-Forward and backward of one batch, the teacher frozen. Each batch is compared with a float64 twin before it is timed:
-brute force where its tensors fit, else the variance form in plain operations, which is itself compared with brute
-force. The contenders take turns, each after a call of its own that is not timed (warm caches), so that a drift of the
-machine meets all alike; medians and ratios of medians are printed. Memory is the peak above the inputs less the
+Times are of one forward and backward of one batch. Each form is compared with a float64 twin before it is timed: brute
+force where its tensors fit, else the variance form in plain operations, which is itself compared with brute force. The
+contenders of a batch take turns, each after a call of its own that is not timed (warm caches), so that a drift of the
+machine meets all alike; medians of turns and their ratios are printed. Memory is the peak above the inputs less the
 gradient that is returned, in units of one (N, C) float32 tensor.
+
+What OpenMP's idle threads do (OMP_WAIT_POLICY) changes all times: rows name it, and the number of threads.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import devices, rows
 from limbeck import GKLLoss
 
+Row = dict[str, object]
 Step = Callable[[], Tensor]
-TEMPERATURE = 4.0
-SHAPES = ((64, 100), (64, 1000), (512, 1000), (1024, 10000))
+TEMPERATURE, MSE_WEIGHT = 4.0, 4.0
+SHAPES = (
+    *((64, 100), (64, 1000), (256, 1000), (512, 1000), (1024, 1000)),
+    *((4096, 100), (512, 4000), (128, 10000), (1024, 10000)),
+)
 BRUTE_FORCE_SHAPES = ((64, 100), (64, 1000))
+VARIANT_SHAPE = (512, 1000)
 MEMORY_SHAPES = ((512, 1000), (8, 1_000_003))
+LARGEST_TABLE = 10_000
+
+
+class Form(NamedTuple):
+    """What GKL's weights are; `class_wise` reads them from a table by label, else they are the target's softmax."""
+
+    class_wise: bool
+    power: float
+    prior_temperature: float = 1.0
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        kind = "class-wise" if self.class_wise else f"sample-wise, tau {self.prior_temperature:g}"
+        return f"{kind}, power {self.power:g}" + (", compiled" if self.compiled else "")
+
+
+FORMS = (
+    *(Form(True, power) for power in (1.0, 0.3)),
+    *(Form(False, power) for power in (1.0, 0.3)),
+    Form(False, 1.0, TEMPERATURE),
+)
 
 
 class Batch:
-    """Logits of a student and a frozen teacher, and a class prior fed with one batch."""
+    """Logits of a student and a teacher, labels, and a table of class means where it fits."""
 
-    def __init__(self, samples: int, classes: int, *, table: bool = True) -> None:
+    def __init__(
+        self,
+        samples: int,
+        classes: int,
+        *,
+        learning: bool = False,
+        masked: bool = False,
+        dtype: torch.dtype = torch.float,
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.student = (3 * torch.randn(samples, classes, generator=generator)).requires_grad_()
-        self.teacher = 3 * torch.randn(samples, classes, generator=generator)
+        student, teacher = (3 * torch.randn(samples, classes, generator=generator) for _ in range(2))
+        self.student = student.to(dtype).requires_grad_()
+        self.teacher = teacher.to(dtype).requires_grad_(learning)
         self.labels = torch.randint(classes, (samples,), generator=generator)
-        self.rows = torch.softmax(torch.randn(classes, classes, generator=generator), -1) if table else None
+        self.mask = torch.rand(samples, generator=generator) < 0.8 if masked else None
+        table = torch.randn(classes, classes, generator=generator) if classes <= LARGEST_TABLE else None
+        self.rows = None if table is None else torch.softmax(table, -1)
+
+    def kept(self, x: Tensor) -> Tensor:
+        """The samples that take part."""
+        return x if self.mask is None else x[self.mask]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N, C."""
+        samples, classes = self.student.shape
+        return samples, classes
 
 
-def gkl(batch: Batch, power: float) -> Step:
-    """Class-wise with labels where a table fits, else sample-wise."""
-    options = {"mse_weight": 4.0, "weight_power": power, "temperature": TEMPERATURE}
-    if batch.rows is None:
-        loss = GKLLoss(prior="sample", **options)
-        return lambda: loss(batch.student, batch.teacher)
-    loss = GKLLoss(len(batch.rows), **options)
-    loss.prior.prior.copy_(batch.rows)
-    loss.prior.refreshes += 1
-    return lambda: loss(batch.student, batch.teacher, batch.labels)
+def gkl(batch: Batch, form: Form) -> Step:
+    """GKLLoss as a training loop calls it."""
+    options = {"mse_weight": MSE_WEIGHT, "weight_power": form.power, "temperature": TEMPERATURE}
+    if not form.class_wise or batch.rows is None:
+        loss = GKLLoss(prior="sample", prior_temperature=form.prior_temperature, **options)
+        labels = None
+    else:
+        loss = GKLLoss(len(batch.rows), **options)
+        loss.prior.prior.copy_(batch.rows)
+        loss.prior.refreshes += 1
+        labels = batch.labels
+    call = torch.compile(loss, fullgraph=True) if form.compiled else loss
+    return lambda: call(batch.student, batch.teacher, labels, mask=batch.mask)
 
 
 def kl_distillation(batch: Batch) -> Step:
     """Hinton's loss as most code bases write it."""
 
     def step() -> Tensor:
-        log_q = F.log_softmax(batch.student / TEMPERATURE, -1)
-        p = F.softmax(batch.teacher / TEMPERATURE, -1)
+        log_q = F.log_softmax(batch.kept(batch.student) / TEMPERATURE, -1)
+        p = F.softmax(batch.kept(batch.teacher) / TEMPERATURE, -1)
         return F.kl_div(log_q, p, reduction="batchmean") * TEMPERATURE**2
 
     return step
 
 
-def brute_force(batch: Batch, power: float, dtype: torch.dtype = torch.float32) -> Step:
+def soft_cross_entropy(s: Tensor, t: Tensor) -> Tensor:
+    """The second part, in plain operations, its target detached."""
+    return -(F.softmax(t.detach() / TEMPERATURE, -1) * F.log_softmax(s / TEMPERATURE, -1)).sum(-1).mean()
+
+
+def exact_rows(batch: Batch, form: Form, dtype: torch.dtype) -> Tensor:
+    """The weights in `dtype`, one row per sample that takes part."""
+    if form.class_wise and batch.rows is not None:
+        return batch.rows[batch.kept(batch.labels)].to(dtype) ** form.power
+    return F.softmax(batch.kept(batch.teacher.detach()).to(dtype) / form.prior_temperature, -1) ** form.power
+
+
+def brute_force(batch: Batch, form: Form, dtype: torch.dtype = torch.float32) -> Step:
     """The formula as it is printed, with its (N, C, C) tensors."""
 
     def step() -> Tensor:
-        s, t = batch.student.to(dtype), batch.teacher.to(dtype)
-        u = batch.rows[batch.labels].to(dtype) ** power
+        s, t = batch.kept(batch.student).to(dtype), batch.kept(batch.teacher).to(dtype)
+        u = exact_rows(batch, form, dtype)
         weights = u.unsqueeze(-1) * u.unsqueeze(-2)
         gaps = (t.unsqueeze(-1) - t.unsqueeze(-2)) - (s.unsqueeze(-1) - s.unsqueeze(-2))
         mse = (weights * gaps**2).sum() / weights.sum() / 4
-        cross_entropy = -(F.softmax(t / TEMPERATURE, -1) * F.log_softmax(s / TEMPERATURE, -1)).sum(-1).mean()
-        return 4.0 * mse + cross_entropy
+        return MSE_WEIGHT * mse + soft_cross_entropy(s, t)
 
     return step
 
 
-def value_and_gradient(batch: Batch, step: Step) -> tuple[Tensor, Tensor]:
-    """One forward and one backward."""
-    batch.student.grad = None
-    value = step()
-    value.backward()
-    return value.detach(), batch.student.grad
-
-
-def variance_form(batch: Batch, power: float) -> Step:
+def variance_form(batch: Batch, form: Form) -> Step:
     """The same in float64 with (N, C) tensors: S squared times half a weighted variance. The twin of large batches."""
 
     def step() -> Tensor:
-        s, t = batch.student.double(), batch.teacher.double()
-        rows = F.softmax(t, -1) if batch.rows is None else batch.rows[batch.labels].double()
-        u = rows**power
+        s, t = batch.kept(batch.student).double(), batch.kept(batch.teacher).double()
+        u = exact_rows(batch, form, torch.float64)
         mass = u.sum(-1, keepdim=True)
         gap = s - t
         centred = gap - (u * gap).sum(-1, keepdim=True) / mass
         mse = (mass * u * centred**2).sum() / 2 / (mass**2).sum()
-        cross_entropy = -(F.softmax(t / TEMPERATURE, -1) * F.log_softmax(s / TEMPERATURE, -1)).sum(-1).mean()
-        return 4.0 * mse + cross_entropy
+        return MSE_WEIGHT * mse + soft_cross_entropy(s, t)
 
     return step
 
 
-def verify(batch: Batch, power: float) -> None:
+def value_and_gradients(batch: Batch, step: Step) -> tuple[Tensor, list[Tensor]]:
+    """One forward and one backward."""
+    sides = [x for x in (batch.student, batch.teacher) if x.requires_grad]
+    for side in sides:
+        side.grad = None
+    value = step()
+    value.backward()
+    return value.detach(), [side.grad for side in sides if side.grad is not None]
+
+
+def verify(batch: Batch, form: Form, step: Step) -> None:
     """Exit rather than measure a wrong result."""
-    small = batch.rows is not None and batch.student.numel() * batch.student.shape[1] <= 1_000_000
-    exact = [variance_form(batch, power), *([brute_force(batch, power, torch.float64)] if small else [])]
-    value, gradient = value_and_gradient(batch, gkl(batch, power))
-    for step in exact:
-        exact_value, exact_gradient = value_and_gradient(batch, step)
-        error = ((gradient - exact_gradient).abs().max() / exact_gradient.abs().max()).item()
-        if not torch.allclose(value.double(), exact_value.double(), rtol=1e-5) or error > 1e-5:
-            sys.exit(f"wrong result at power {power}: value {value} and {exact_value}, gradient error {error:.1e}")
+    samples, classes = batch.shape
+    exact = [variance_form(batch, form)]
+    if samples * classes * classes <= 1_000_000:
+        exact.append(brute_force(batch, form, torch.float64))
+    value, gradients = value_and_gradients(batch, step)
+    most = 1e-5 if batch.student.dtype == torch.float32 else 1e-2  # what a half gradient is rounded to
+    for twin in exact:
+        exact_value, exact_gradients = value_and_gradients(batch, twin)
+        pairs = zip(gradients, exact_gradients, strict=True)
+        error = max(((a.double() - b.double()).abs().max() / b.abs().max()).item() for a, b in pairs)
+        if not torch.allclose(value.double(), exact_value.double(), rtol=1e-5) or error > most:
+            sys.exit(f"wrong result, {form}: value {value} and {exact_value}, gradient error {error:.1e}")
 
 
-def interleaved_medians(batch: Batch, steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Seconds of one forward and backward, medians over rounds in which every contender has its turn.
+def take_turns(batch: Batch, steps: Mapping[str, Step], seconds: float) -> dict[str, list[float]]:
+    """Seconds of one forward and backward of each, sorted, from rounds in which every contender has its turn.
 
     A turn begins with a call that is not timed: otherwise each pays for the caches that the one before it emptied.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(found.values()))) < 5:
         for name, step in steps.items():
-            value_and_gradient(batch, step)
+            value_and_gradients(batch, step)
             start = time.perf_counter()
-            value_and_gradient(batch, step)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            value_and_gradients(batch, step)
+            found[name].append(time.perf_counter() - start)
+    return {name: sorted(values) for name, values in found.items()}
 
 
-def time_shapes(powers: tuple[float, ...]) -> list[dict[str, object]]:
-    """One row per shape and power."""
-    rows: list[dict[str, object]] = []
-    for samples, classes in SHAPES:
-        batch = Batch(samples, classes)
-        for power in powers:
-            verify(batch, power)
-            steps = {"gkl": gkl(batch, power), "kl": kl_distillation(batch)}
-            seconds = interleaved_medians(batch, steps, max(15, min(400, 40_000_000 // (samples * classes))))
-            if (samples, classes) in BRUTE_FORCE_SHAPES:
-                steps = {"gkl": steps["gkl"], "brute": brute_force(batch, power)}
-                slow = interleaved_medians(batch, steps, 40 if classes < 1000 else 3)
-                seconds["brute"] = slow["brute"] / slow["gkl"] * seconds["gkl"]
-            rows.append(
-                {
-                    "samples": samples,
-                    "classes": classes,
-                    "power": power,
-                    "gkl_ms": 1e3 * seconds["gkl"],
-                    "kl_ms": 1e3 * seconds["kl"],
-                    "gkl_over_kl": seconds["gkl"] / seconds["kl"],
-                    "brute_over_gkl": seconds.get("brute", float("nan")) / seconds["gkl"],
-                }
-            )
-            print(
-                f"({samples:4d}, {classes:5d})  power {power:<4g}  GKLLoss {rows[-1]['gkl_ms']:9.3f} ms   "
-                f"F.kl_div {rows[-1]['kl_ms']:9.3f} ms   GKLLoss/F.kl_div {rows[-1]['gkl_over_kl']:5.2f}   "
-                + (f"brute force/GKLLoss {rows[-1]['brute_over_gkl']:8.1f}" if "brute" in seconds else ""),
-                flush=True,
-            )
-    return rows
+def time_batch(batch: Batch, forms: Sequence[Form], seconds: float, what: str = "") -> list[Row]:
+    """A row for each form, all measured in the same rounds."""
+    steps = {str(form): gkl(batch, form) for form in forms}
+    for form in forms:
+        verify(batch, form, steps[str(form)])
+    found = take_turns(batch, {**steps, "F.kl_div": kl_distillation(batch)}, seconds)
+    slower: dict[str, float] = {}
+    if batch.shape in BRUTE_FORCE_SHAPES and not what:
+        form = next(form for form in forms if form.class_wise)
+        pair = {"gkl": steps[str(form)], "brute": brute_force(batch, form)}
+        slow = take_turns(batch, pair, seconds)
+        slower[str(form)] = statistics.median(slow["brute"]) / statistics.median(slow["gkl"])
+    kl = 1e3 * statistics.median(found["F.kl_div"])
+    table: list[Row] = []
+    for form in forms:
+        times = [1e3 * value for value in found[str(form)]]
+        row: Row = {"samples": batch.shape[0], "classes": batch.shape[1], "form": str(form), "variant": what}
+        row |= {"gkl_ms": statistics.median(times), "gkl_ms_10th": times[len(times) // 10]}
+        row |= {"gkl_ms_90th": times[len(times) * 9 // 10], "kl_ms": kl, "gkl_over_kl": statistics.median(times) / kl}
+        row |= {"brute_over_gkl": slower.get(str(form), ""), "extra_logits": "", "turns": len(times)}
+        table.append(row)
+        print_row(row)
+    return table
 
 
-def extra_memory(samples: int, classes: int, power: float) -> float:
+def print_row(row: Row) -> None:
+    """One line of the table on the screen."""
+    line = (
+        f"({row['samples']:4d}, {row['classes']:7d})  {row['form']}{', ' * bool(row['variant'])}{row['variant']}".ljust(
+            60
+        )
+    )
+    if row["gkl_ms"] != "":
+        line += f"  {row['gkl_ms']:8.3f} ms [{row['gkl_ms_10th']:.3f}, {row['gkl_ms_90th']:.3f}]"
+        line += f"  F.kl_div {row['kl_ms']:8.3f} ms  ratio {row['gkl_over_kl']:5.2f}"
+    if row["brute_over_gkl"] != "":
+        line += f"  brute force {row['brute_over_gkl']:7.1f} times ours"
+    if row["extra_logits"] != "":
+        line += f"  extra memory {row['extra_logits']:5.2f} x logits"
+    print(line, flush=True)
+
+
+def extra_memory(batch: Batch, form: Form) -> float:
     """Peak of the tensors alive, above the inputs and less the gradient, over one (N, C) float32 tensor."""
-    batch = Batch(samples, classes, table=classes <= 10_000)
-    verify(batch, power)
-    step = gkl(batch, power)
-    value_and_gradient(batch, step)  # the powered table is made once an epoch, not once a batch
+    step = gkl(batch, form)
+    verify(batch, form, step)  # and the powered table is made once an epoch, not once a batch
     batch.student.grad = None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        value_and_gradient(batch, step)
+        value_and_gradients(batch, step)
     alive = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             alive += event.nbytes()
             peak = max(peak, alive)
-    one = 4 * samples * classes
+    one = 4 * batch.student.numel()
     return (peak - one) / one
+
+
+def memory_rows() -> list[Row]:
+    """What the forms need besides their inputs and the gradient."""
+    table: list[Row] = []
+    for shape in MEMORY_SHAPES:
+        batch = Batch(*shape)
+        for form in FORMS:
+            if form.class_wise and batch.rows is None:
+                continue
+            row: Row = {"samples": shape[0], "classes": shape[1], "form": str(form), "variant": "memory"}
+            row |= dict.fromkeys(("gkl_ms", "gkl_ms_10th", "gkl_ms_90th", "kl_ms", "gkl_over_kl", "brute_over_gkl"), "")
+            row |= {"extra_logits": extra_memory(batch, form), "turns": ""}
+            table.append(row)
+            print_row(row)
+    return table
+
+
+def variants(seconds: float) -> list[Row]:
+    """A teacher that learns too, a mask, half logits."""
+    forms = (Form(True, 1.0), Form(False, 1.0))
+    table = time_batch(Batch(*VARIANT_SHAPE, learning=True), forms, seconds, "teacher learns")
+    table += time_batch(Batch(*VARIANT_SHAPE, masked=True), forms, seconds, "masked")
+    return table + time_batch(Batch(*VARIANT_SHAPE, dtype=torch.bfloat16), forms, seconds, "bfloat16")
 
 
 def main() -> None:
     """Verify, time, measure memory, print; write a CSV when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, help="also write the rows here")
-    path = parser.parse_args().csv
-    powers = (1.0, 0.3)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; forward + backward, medians, interleaved")
-    rows = time_shapes(powers)
-    for samples, classes in MEMORY_SHAPES:
-        for power in powers:
-            extra = extra_memory(samples, classes, power)
-            print(
-                f"({samples:4d}, {classes:7d})  power {power:<4g}  extra memory {extra:5.2f} x logits "
-                "(peak above the inputs, less the gradient)"
-            )
-    if path is not None:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=[*rows[0], "torch", "threads", "commit"])
-            writer.writeheader()
-            for row in rows:
-                writer.writerow(
-                    {**row, "torch": torch.__version__, "threads": torch.get_num_threads(), "commit": commit}
-                )
+    parser.add_argument("--compile", action="store_true", help="also time GKLLoss under torch.compile")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for the turns of each batch")
+    arguments = parser.parse_args()
+    wait = os.environ.get("OMP_WAIT_POLICY", "").lower() or "default"
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, wait policy {wait}; medians [10th, 90th]")
+    compiled = tuple(form._replace(compiled=True) for form in FORMS[::2]) if arguments.compile else ()
+    table: list[Row] = []
+    for shape in SHAPES:
+        table += time_batch(Batch(*shape), (*FORMS, *compiled), arguments.seconds)
+        torch.compiler.reset()
+    table += variants(arguments.seconds) + memory_rows()
+    if arguments.csv is not None:
+        rows.write(table, arguments.csv, {"device": devices.cpu().name, "wait": wait})
 
 
 if __name__ == "__main__":
