@@ -133,12 +133,13 @@ def _block_elements() -> int:
 def _weights(batch: _Batch, rows: int, store: Tensor | None) -> tuple[Tensor | None, Tensor]:
     """Return the weights (N, C), in the place of a gradient that is written later where that can be, and their sums."""
     s, t, weights, left_out, terms, dtype, careful = batch
+    samples = s.shape[0]
     shared = weights.prior is None and weights.power == 1 and weights.temperature == terms.ce_temperature
     if terms.mse_weight == 0 or (shared and terms.ce_weight != 0 and not careful):
-        return None, torch.ones((len(s), 1), dtype=dtype, device=s.device)
+        return None, torch.ones((samples, 1), dtype=dtype, device=s.device)
     if not careful and can_fill(weights, s, dtype):
         weight = torch.empty(s.shape, dtype=dtype, device=s.device) if store is None else store
-        blocks = zip(_split(weight, len(s), rows), _split(t, len(s), rows), range(0, len(s), rows), strict=True)
+        blocks = zip(_split(weight, samples, rows), _split(t, samples, rows), range(0, samples, rows), strict=True)
         mass = _join([fill_rows(out, weights, targets, start) for out, targets, start in blocks])
         if left_out is not None:  # its logits may be NaN
             weight.masked_fill_(left_out, 1.0)
@@ -150,12 +151,12 @@ def _weights(batch: _Batch, rows: int, store: Tensor | None) -> tuple[Tensor | N
         weight = weight.masked_fill(left_out, 1.0)
     if careful:
         weight = weight.masked_fill(torch.isneginf(s) & torch.isneginf(t), 0.0)
-    return weight, _join([x.sum(-1, True) for x in _split(weight, len(s), rows)])
+    return weight, _join([x.sum(-1, True) for x in _split(weight, samples, rows)])
 
 
 def _factors(batch: _Batch, mass: Tensor) -> _Factors:
     """The reduction is in the factors."""
-    terms, samples = batch.terms, len(mass)
+    terms, samples = batch.terms, mass.shape[0]
     scale = terms.mse_temperature**-2
     flat = mass.squeeze(-1)
     if batch.left_out is None:

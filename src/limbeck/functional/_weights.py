@@ -19,7 +19,8 @@ def weighted_pairs(
     """The pair divergence with these weights."""
     if _takes_kernel(logits, target_logits, weights, mask, terms, impl):
         return _by_kernel(logits, target_logits, weights, mask, terms)
-    weights = weights._replace(labels=without_left_out(weights.labels, mask))
+    if mask is not None:
+        weights = weights._replace(labels=without_left_out(weights.labels, mask))
     return pair_divergence(logits, target_logits, weights, mask, terms)
 
 
