@@ -158,6 +158,16 @@ def test_another_vocabulary_is_refused_and_the_shared_words_are_compared():
     equal(value_and_gradients(ours, student), value_and_gradients(kl_divergence(logits, targets.detach()), student))
 
 
+def test_labels_that_were_not_shifted_or_not_left_out_are_refused_with_the_way_out():
+    given = ends(gpt2(16), gpt2(24))
+    with pytest.raises(ValueError, match="cut off the last state and the first label"):
+        linear_kl(*given, labels=TOKENS)
+    padded = LABELS.masked_fill(LABELS == IGNORED, -1)
+    with pytest.raises(ValueError, match="give their label as `ignore_index`, or use `mask`"):
+        linear_kl(*given, labels=padded)
+    assert torch.equal(linear_kl(*given, labels=padded, ignore_index=-1), linear_kl(*given, labels=LABELS))
+
+
 def code_of_the_guide() -> dict[str, object]:
     """What the blocks of the guide define, run from top to bottom."""
     page = Path(__file__).resolve().parent.parent / "docs" / "language-models.md"

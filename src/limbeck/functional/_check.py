@@ -75,7 +75,9 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"`reduction` expected 'none', 'mean' or 'sum', got {reduction!r}")
 
 
-def check_integer_labels(labels: Tensor, samples: torch.Size, num_classes: int) -> None:
+def check_integer_labels(
+    labels: Tensor, samples: torch.Size, num_classes: int, leave_out: str = "clamp their labels and say so in `mask`"
+) -> None:
     """Integer labels of shape `samples` in [0, num_classes): values raise on the CPU and are asserted on a device."""
     check_label_shape(labels, samples)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -84,8 +86,8 @@ def check_integer_labels(labels: Tensor, samples: torch.Size, num_classes: int) 
         low, high = (int(bound) for bound in torch.aminmax(labels))
         if low < 0 or high >= num_classes:
             raise ValueError(
-                f"`labels` expected values in [0, {num_classes - 1}], got {low} to {high}; to leave samples out, clamp "
-                "their labels and say so in `mask`"
+                f"`labels` expected values in [0, {num_classes - 1}], got {low} to {high}; to leave samples out, "
+                f"{leave_out}"
             )
     else:
         torch._assert_async(((labels >= 0) & (labels < num_classes)).all())

@@ -94,17 +94,21 @@ def check_tokens(
     """Flat labels, 0 where a token is left out, and the mask with `ignore_index` joined to it."""
     if mask is not None:
         if mask.dtype != torch.bool:
-            raise TypeError(f"`mask` expected bool, True where the token takes part, got {mask.dtype}")
+            raise TypeError(f"`mask` expected bool, True where the token takes part, got {mask.dtype}; use `.bool()`")
         if mask.shape != samples:
             raise ValueError(f"`mask` expected the shape {tuple(samples)}, got {tuple(mask.shape)}")
     if labels is not None:
         if labels.is_floating_point():
             raise TypeError(f"`labels` expected integers of shape (*), got {labels.dtype}; soft labels are not offered")
-        if labels.shape == samples:
-            kept = labels != ignore_index
-            mask = kept if mask is None else mask & kept
-            labels = labels.masked_fill(~mask, 0)
-        check_integer_labels(labels, samples, classes)
+        if labels.shape != samples:
+            raise ValueError(
+                f"`labels` expected the shape {tuple(samples)} of the hidden states, got {tuple(labels.shape)}; where "
+                "a state predicts the next token, cut off the last state and the first label"
+            )
+        kept = labels != ignore_index
+        mask = kept if mask is None else mask & kept
+        labels = labels.masked_fill(~mask, 0)
+        check_integer_labels(labels, samples, classes, "give their label as `ignore_index`, or use `mask`")
         labels = labels.reshape(-1).long()
     return labels, None if mask is None else mask.reshape(-1)
 
@@ -136,7 +140,8 @@ def check_weighting(
     if prior is None:
         return Weighting(None, None, power, temperature)
     if not isinstance(prior, Tensor) or not prior.is_floating_point():
-        raise TypeError("`prior` expected a floating tensor of shape (C,) or (C, C), or None")
+        got = prior.dtype if isinstance(prior, Tensor) else type(prior).__name__
+        raise TypeError(f"`prior` expected a floating tensor of shape (C,) or (C, C), or None, got {got}")
     if prior.shape == (classes,):
         return Weighting(prior.detach(), None, power, temperature)
     if prior.shape != (classes, classes):
