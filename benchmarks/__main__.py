@@ -129,7 +129,8 @@ def conclude(
     if arguments.plot and groups.get("sweep"):
         from benchmarks import sweep_picture
 
-        print(sweep_picture.write(groups["sweep"], arguments.plot / f"speed-classes-{device.word}.png", device.name))
+        where = device.name if device.kind == "cuda" else f"{device.name}, {torch.get_num_threads()} threads"
+        print(sweep_picture.write(groups["sweep"], arguments.plot / f"speed-classes-{device.word}.png", where))
     wrong = [row for found in groups.values() for row in found if str(row.get("note", "")).startswith(WRONG)]
     for row in wrong:
         print(f"{row['contender']} ({row['samples']}, {row['classes']}) {row['dtype']}: {row['note']}")

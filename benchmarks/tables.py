@@ -33,8 +33,8 @@ def of_shape(rows: Sequence[Row]) -> str:
     lines = [_line(name, teacher, found[FORWARD], found[BOTH]) for (name, teacher), found in pairs.items()]
     head = ("", "teacher", "forward", "copy", "both", "spread", "GB/s", "copy", "wall", "extra", "error", "how")
     said = [f"  {row['contender']}, teacher {row['teacher']}: {row['note']}" for row in rows if row["note"]]
-    where = "graph" if copy["how"] == "graph" else "eager calls"
-    title = f"{shape}: microseconds of the device ({where}); a copy moves {copy['gb_s']:,.0f} GB/s"
+    where = "device time in CUDA graphs" if copy["how"] == "graph" else "time of eager calls"
+    title = f"{shape}: {where}, microseconds; a copy moves {copy['gb_s']:,.0f} GB/s"
     return "\n".join([title, table(head, lines, 2), *said])
 
 
@@ -66,7 +66,7 @@ both = forward + backward, median; spread = interquartile range over it; GB/s = 
 (each logit tensor read twice, each wanted gradient written once; class rows twice more where weights are class-wise)
 over the median; copy = that over a copy's bytes read and written; wall = an eager call until its gradients are there;
 extra = peak memory above inputs and returned gradients, in tensors of logits; error = largest relative error of value
-and gradients, against float64 on 64 rows and against torch on all; waits = makes the host wait for the device."""
+and gradients, against float64 on the rows that fit, and against torch; waits = makes the host wait for the device."""
 
 
 # --- the verdict --------------------------------------------------------------------------------------------------

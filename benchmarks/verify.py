@@ -1,4 +1,4 @@
-"""Right before fast: a contender's value and gradients against float64 on some rows, and as a whole against torch."""
+"""Right before fast: a contender is held to float64 on as many rows as fit, and as a whole to torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.contenders import Case, Contender, Loss
 
-ROWS = 64
+EXACT_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}  # of one tensor in float64, of which a dozen are alive
 # Gradients are rounded once, relative to each entry; log-probabilities of half precision are already off by 2 ** -9 of
 # some 10 to 20, so that contenders which are handed them lose some per cent.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -33,8 +33,10 @@ def error_of(contender: Contender, case: Case) -> float:
 
     NaN is infinitely wrong.
     """
-    some = case.rows(ROWS)
-    twins = [(some, contender.exact), *([(case, contender.whole)] if contender.whole else [])]
+    count = max(1, EXACT_ELEMENTS[case.logits.device.type] // case.logits.shape[1])
+    # Another shape is another compilation.
+    exact = [] if contender.compiled else [(case.rows(count), contender.exact)]
+    twins = [*exact, *([(case, contender.whole)] if contender.whole else [])]
     return max(_error(contender, where, twin) for where, twin in twins)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import contenders, devices, measure, peers, tables, verify
+from benchmarks import contenders, devices, measure, peers, tables, traffic, verify
 from benchmarks.measure import BOTH
 
 SHAPE = (6, 17)
@@ -79,11 +79,12 @@ def test_a_wrong_gradient_to_one_side_is_found():
     assert verify.error_of(contenders.Contender("", one_sided, contenders.exact_kl, learning=True), case) == 1.0
 
 
-def test_rows_beyond_the_first_are_verified_too():
+def test_rows_beyond_those_of_float64_are_verified_too(monkeypatch):
     def forgetful(s, t, case):
-        return contenders.exact_kl(s[: verify.ROWS], t[: verify.ROWS], case)
+        return contenders.exact_kl(s[:7], t[:7], case)
 
-    case = contenders.make_case(verify.ROWS + 1, 5, torch.float32, "cpu", 0, table=False)
+    monkeypatch.setitem(verify.EXACT_ELEMENTS, "cpu", 7 * 5)
+    case = contenders.make_case(8, 5, torch.float32, "cpu", 0, table=False)
     forgets = contenders.Contender("", forgetful, contenders.exact_kl, contenders.kl("torch"))
     assert verify.error_of(replace(forgets, whole=None), case) < 1e-6
     assert verify.error_of(forgets, case) > 1e-3
@@ -100,6 +101,22 @@ def test_bytes_are_two_reads_of_each_side_and_a_write_of_each_gradient():
     assert frozen.moved(case, backward=True) == 5 * one
     assert learning.moved(case, backward=True) == 6 * one
     assert replace(frozen, class_rows=True).moved(case, backward=True) == 5 * one + 2 * 8 * 100 * 4
+
+
+def test_traffic_counts_what_operations_read_and_write():
+    x, y = torch.ones(8, 100), torch.ones(8, 100)
+    with traffic.Traffic() as counted:
+        x.t().view(100, 8).exp()  # a read and a write
+        torch.empty(8, 100).copy_(y)  # likewise: what is overwritten is not read
+        y.add_(x)  # two reads and a write
+        torch.mul(x, torch.ones(1).expand(8, 100), out=torch.empty(8, 100))  # a write, a read, and one number
+    assert (counted.operations, counted.bytes) == (5, 4 * (9 * 800 + 2))
+
+
+def test_no_form_moves_less_than_the_mathematics_needs():
+    case = contenders.make_case(*SHAPE, torch.float32, "cpu", 0, table=False)
+    for contender in torch_contenders():
+        assert traffic.count(contender, case)[1] > contender.moved(case, backward=True) / case.logits.nbytes
 
 
 def test_inputs_in_rotation_exceed_the_cache(device):
