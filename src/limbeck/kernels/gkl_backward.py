@@ -14,16 +14,18 @@ from limbeck.kernels.gkl_rows import GIVEN, GKL, KL, LOG_2, POWERED, SHARED, UNI
 def normalised_weights(raw, s, t, p, t_top, w_log, k_weight, power, MODE: tl.constexpr):
     """Weights of a row, of sum 1."""
     if MODE == SHARED:
-        return p
-    if MODE == POWERED:
+        w = p
+    elif MODE == POWERED:
         w = tl.exp2(power * tl.log2(raw) - w_log[:, None])
     elif MODE == GIVEN:
         w = raw * tl.exp2(-w_log)[:, None]
     elif MODE == UNIFORM:
         w = tl.zeros_like(s) + tl.exp2(-w_log)[:, None]
     else:
-        return tl.exp2((t - t_top[:, None]) * k_weight - w_log[:, None])
-    return tl.where(tl.maximum(s, t) > -float("inf"), w, 0.0)
+        w = tl.exp2((t - t_top[:, None]) * k_weight - w_log[:, None])
+    if (MODE == POWERED or MODE == GIVEN) or MODE == UNIFORM:  # the target's own weights are 0 where it has no class
+        w = tl.where(tl.maximum(s, t) > -float("inf"), w, 0.0)
+    return w
 
 
 @triton.jit
