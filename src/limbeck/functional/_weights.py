@@ -27,7 +27,7 @@ def weighted_pairs(
 def _takes_kernel(
     logits: Tensor, target_logits: Tensor, weights: Weights, mask: Tensor | None, terms: Terms, impl: Impl
 ) -> bool:
-    temperatures = (x for x in (terms.mse_temperature, terms.ce_temperature) if isinstance(x, Tensor))
+    temperatures = terms.mse_temperature, terms.ce_temperature, weights.temperature
     return takes_kernel("gkl", impl, logits, target_logits, weights.prior, weights.labels, mask, *temperatures)
 
 

@@ -121,7 +121,7 @@ def _composite(
     if options.divergence != "gkl":
         function = kl_divergence if options.divergence == "kl" else soft_cross_entropy
         return options.ce_weight * function(
-            logits, target, temperature=options.temperature, reduction=options.reduction
+            logits, target, temperature=options.temperature, reduction=options.reduction, impl="torch"
         )
     normalizer = options.normalizer if options.normalizer != "given" else denominator
     assert normalizer is not None

@@ -28,7 +28,7 @@ def normalised_weights(raw, s, t, p, t_top, w_log, k_weight, power, MODE: tl.con
     return w
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])
 def gradients(
     grad_ptr, s_ptr, t_ptr, w_ptr, labels_ptr, mask_ptr, rows_ptr, factors_ptr, to_s_ptr, to_t_ptr,
     samples, classes, s_stride, t_stride, w_stride, grad_stride, k, k_weight, power,
@@ -37,6 +37,7 @@ def gradients(
     ALIGN: tl.constexpr, CLASS_ALIGN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Some classes of some rows."""
+    samples = samples.to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     exists = row < samples
     live = exists
@@ -55,6 +56,7 @@ def gradients(
     s_top, s_log = row_numbers(rows_ptr, row, samples, exists, 0), row_numbers(rows_ptr, row, samples, exists, 1)
     t_top, t_log = row_numbers(rows_ptr, row, samples, exists, 2), row_numbers(rows_ptr, row, samples, exists, 3)
     mean, w_log = row_numbers(rows_ptr, row, samples, exists, 4), row_numbers(rows_ptr, row, samples, exists, 5)
+    w_log = tl.where(w_log > -float("inf"), w_log, 0.0)  # weights that are all 0 remain so
     grad = tl.load(grad_ptr + row * grad_stride, mask=exists, other=0.0).to(tl.float32)
     to_s, to_t = tl.zeros_like(s), tl.zeros_like(s)
     p = t

@@ -84,7 +84,7 @@ def finish(
     share = 1.0 / count if REDUCTION == MEAN else 1.0
     factor = mse_weight * share
     if NORMALIZER == WEIGHTS:
-        factor = tl.where(mass > 0, factor * count / mass, 0.0)
+        factor = tl.where(mass == 0, 0.0, factor * count / mass)
     if NORMALIZER == GIVEN:
         factor *= count / tl.load(denominator_ptr).to(tl.float32)
     ce_factor = ce_weight * share
@@ -134,7 +134,7 @@ def join_parts(
     write(summary(one, ref, k, power, MODE, KIND, MSE, CE), rows_ptr + row, samples, row < samples)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])
 def batch_blocks(
     parts_ptr, rows_ptr, labels_ptr, mask_ptr, denominator_ptr, blocks_ptr, value_ptr, factors_ptr,
     samples, classes, k, k_weight, power, mse_weight, ce_weight,
@@ -143,6 +143,7 @@ def batch_blocks(
     ROWS: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """The sums of a block of rows; if there is but one, the value at once."""
+    samples = samples.to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     if SPLITS > 1:
         join_parts(parts_ptr, rows_ptr, row, samples, k, k_weight, power, MODE, KIND, MSE, CE, SPLITS)
@@ -158,12 +159,13 @@ def batch_blocks(
             tl.store(blocks_ptr + i * tl.num_programs(0) + tl.program_id(0), sums[i])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples", "blocks"])
 def batch_value(
     rows_ptr, mask_ptr, denominator_ptr, blocks_ptr, value_ptr, factors_ptr, samples, blocks, mse_weight, ce_weight,
     NORMALIZER: tl.constexpr, REDUCTION: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The value from the sums of all blocks; for "none" each program has its rows, and adds up the blocks once more."""
+    samples = samples.to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     finish(
         sum_blocks(blocks_ptr, blocks, BLOCK), rows_ptr, mask_ptr, denominator_ptr, value_ptr, factors_ptr,

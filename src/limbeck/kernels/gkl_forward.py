@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from limbeck.kernels.gkl_rows import FAR, GIVEN, POWERED, absorb, merge, nothing, summary
+from limbeck.kernels.gkl_rows import APART, GIVEN, POWERED, absorb, merge, nothing, summary
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def tile(s_at, t_at, w_at, inside, MODE: tl.constexpr, MSE: tl.constexpr):
 def first_gap(s_at, t_at, live):
     """A gap of the row's own to count from, so that logits which differ by a constant have a gap of exactly 0."""
     gap = tl.load(s_at, mask=live, other=0.0).to(tl.float32) - tl.load(t_at, mask=live, other=0.0).to(tl.float32)
-    return tl.where(tl.abs(gap) < FAR, gap, 0.0)
+    return tl.where(tl.abs(gap) < APART, gap, 0.0)
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def write(entries, ptr, step, inside):
         tl.store(ptr + i * step, entries[i], mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])
 def short_rows(
     s_ptr, t_ptr, w_ptr, labels_ptr, mask_ptr, rows_ptr, samples, classes, s_stride, t_stride, w_stride,
     k, k_weight, power,
@@ -58,6 +58,7 @@ def short_rows(
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Several whole rows at once."""
+    samples = samples.to(tl.int64)  # times the numbers of a row it may pass 2^31
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     exists = row < samples
     live = exists
@@ -78,7 +79,7 @@ def short_rows(
     write(summary(state, ref, k, power, MODE, KIND, MSE, CE), rows_ptr + row, samples, exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])
 def long_rows(
     s_ptr, t_ptr, w_ptr, labels_ptr, mask_ptr, rows_ptr, samples, classes, s_stride, t_stride, w_stride,
     k, k_weight, power, tiles_each,
@@ -89,6 +90,7 @@ def long_rows(
     """A part of one row: whole tiles first, then what is left over."""
     TILE: tl.constexpr = LANES * V
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    samples = samples.to(tl.int64)
     classes = multiple(classes, CLASS_ALIGN)
     s_row = s_ptr + row * multiple(s_stride, ALIGN)
     t_row = t_ptr + row * multiple(t_stride, ALIGN)

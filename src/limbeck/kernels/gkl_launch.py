@@ -6,7 +6,6 @@ The backward pass reads each logit once more and writes the gradients that are w
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -75,8 +74,8 @@ def prepare(
         s,
         t,
         s if prior is None else prior,
-        s if labels is None else labels.reshape(-1),
-        s if mask is None else mask.reshape(-1).view(torch.uint8),
+        s if labels is None else labels.reshape(-1).contiguous(),
+        s if mask is None else mask.reshape(-1).contiguous().view(torch.uint8),
         (k, k_weight, options.power),
         {
             "MODE": _mode(prior, options),
@@ -106,13 +105,6 @@ def _mode(prior: Tensor | None, options: Options) -> Any:
     return gkl_rows.SAMPLE if options.power == 1 or options.normalizer == "row" else gkl_rows.SAMPLE_POWERED
 
 
-def _on(device: torch.device) -> Any:
-    """Triton launches on the current device."""
-    if device.type != "cuda" or torch.cuda.current_device() == device.index:
-        return contextlib.nullcontext()
-    return torch.cuda.device(device)
-
-
 def forward(
     logits: Tensor,
     target_logits: Tensor,
@@ -127,7 +119,7 @@ def forward(
     call = prepare(logits, target_logits, prior, labels, mask, options)
     value = value_like(logits, options)
     rows, factors = rows_like(logits)
-    with _on(logits.device):
+    with sizes.on(logits.device):
         parts, splits = _read_rows(call, rows)
         _sum_rows(call, options, denominator, parts, splits, rows, value, factors)
     if labels is not None and labels.is_cuda:
@@ -206,12 +198,12 @@ def backward(
     call = prepare(logits, target_logits, prior, labels, mask, options)
     first, second = gradients_like(logits, target_logits, to_logits, to_target)
     samples, classes = call.s.shape
-    block = min(sizes.power_of_two(classes), sizes.GRADIENT_PAIRS)
-    each = sizes.GRADIENT_PAIRS // block
+    block = sizes.gradient_block(classes)
+    each = max(1, sizes.GRADIENT_PAIRS // block)
     grad = grad.reshape(-1)
     modes = call.modes
     modes["MSE"] = modes["MSE"] and (to_target or (to_logits and options.symmetric))
-    with _on(logits.device):
+    with sizes.on(logits.device):
         gradients[(-(-samples // each), -(-classes // block))](
             grad, call.s, call.t, call.prior, call.labels, call.mask, rows, factors, first, second,
             samples, classes, *call.strides, grad.stride(0) if options.reduction == "none" else 0, *call.numbers,

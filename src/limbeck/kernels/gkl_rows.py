@@ -26,8 +26,9 @@ SAMPLE_POWERED = tl.constexpr(4)  # the same, and their sum counts too
 SHARED = tl.constexpr(5)  # the softmax of the cross-entropy
 # What is computed: weighted MSE and soft cross-entropy; KL; soft cross-entropy whose target is not detached.
 GKL, KL, CROSS_ENTROPY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-LOWEST = tl.constexpr(-3.0e38)  # below all logits, and finite, since -inf - -inf is no number
-FAR = tl.constexpr(1.0e30)  # exponents and gaps beyond this are cut, so that times a zero they are zero
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # no logit is below, and finite, since -inf - -inf is no number
+FAR = tl.constexpr(1.0e30)  # exponents beyond this are cut, so that times a zero they are zero
+APART = tl.constexpr(1.0e18)  # from this gap on one side excludes the class: squares that do not overflow
 TINY = tl.constexpr(1.2e-38)
 LOG_2 = tl.constexpr(0.6931471805599453)
 
@@ -63,7 +64,7 @@ def absorb(
         rise = t_top - top
         t_top = top
     gap = s - t
-    finite = tl.abs(gap) < float("inf")
+    finite = tl.abs(gap) < APART
     gap = tl.where(finite, gap - ref[:, None], 0.0)
     if CE:
         p = tl.exp2((t - t_top[:, None]) * k)

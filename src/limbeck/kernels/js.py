@@ -64,11 +64,12 @@ def _forward(
     rows, classes = logits.shape
     shares = shares_of(beta)
     stats = logits.new_empty((6, rows), dtype=torch.float32)
-    if classes <= sizes.JS_SHORT_CLASSES:
-        sums, pieces = _short(logits, target_logits, stats, LOG2_E / temperature, shares), 1
-    else:
-        sums, pieces = _long(logits, target_logits, stats, LOG2_E / temperature, shares)
-    return _finish(sums, stats, pieces, shares[:2], factor / LOG2_E, reduced), stats
+    with sizes.on(logits.device):
+        if classes <= sizes.JS_SHORT_CLASSES:
+            sums, pieces = _short(logits, target_logits, stats, LOG2_E / temperature, shares), 1
+        else:
+            sums, pieces = _long(logits, target_logits, stats, LOG2_E / temperature, shares)
+        return _finish(sums, stats, pieces, shares[:2], factor / LOG2_E, reduced), stats
 
 
 @functools.cache
@@ -158,12 +159,13 @@ def _backward(
     block, each = _tile(rows, classes, sizes.GRADIENT_PAIRS)
     blocks = _ceil(classes, block)
     gradients = _like(logits, to_logits), _like(target_logits, to_target)
-    js_rows.row_gradients[(_ceil(rows, each) * blocks,)](
-        grad, logits, target_logits, stats, *gradients, rows, classes, blocks,
-        grad.stride(0) if grad.numel() > 1 else 0, logits.stride(0), target_logits.stride(0),
-        LOG2_E / temperature, *shares_of(beta)[2:], factor / (LOG2_E * temperature),
-        ROWS=each, CLASSES=block, TO_S=to_logits, TO_T=to_target,
-    )  # fmt: skip
+    with sizes.on(logits.device):
+        js_rows.row_gradients[(_ceil(rows, each) * blocks,)](
+            grad, logits, target_logits, stats, *gradients, rows, classes, blocks,
+            grad.stride(0) if grad.numel() > 1 else 0, logits.stride(0), target_logits.stride(0),
+            LOG2_E / temperature, *shares_of(beta)[2:], factor / (LOG2_E * temperature),
+            ROWS=each, CLASSES=block, TO_S=to_logits, TO_T=to_target,
+        )  # fmt: skip
     return gradients
 
 
