@@ -247,6 +247,8 @@ def test_wrong_types_are_named() -> None:
         functional.linear_gkl(*sides, labels=torch.rand(6, 9))
     with pytest.raises(TypeError, match="`head` expected a floating dtype"):
         functional.linear_js(sides[0], sides[1].long(), *sides[2:])
+    with pytest.raises(TypeError, match="`labels` expected a tensor, got list"):
+        functional.linear_kl(*sides, labels=[0] * 6)
     with pytest.raises(TypeError, match="`mask` expected bool"):
         functional.linear_js(*sides, mask=torch.ones(6))
 

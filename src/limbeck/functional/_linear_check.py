@@ -92,6 +92,9 @@ def check_tokens(
     labels: Tensor | None, mask: Tensor | None, samples: torch.Size, classes: int, ignore_index: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Flat labels, 0 where a token is left out, and the mask with `ignore_index` joined to it."""
+    for name, x in (("mask", mask), ("labels", labels)):
+        if x is not None and not isinstance(x, Tensor):
+            raise TypeError(f"`{name}` expected a tensor, got {type(x).__name__}")
     if mask is not None:
         if mask.dtype != torch.bool:
             raise TypeError(f"`mask` expected bool, True where the token takes part, got {mask.dtype}; use `.bool()`")
