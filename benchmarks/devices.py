@@ -86,7 +86,7 @@ def _profiled_bytes(step: Step) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = step()
     alive = peak = 0
-    for event in profiler.profiler.kineto_results.events():
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
             alive += event.nbytes()
             peak = max(peak, alive)
@@ -104,7 +104,7 @@ def _returned(result: object) -> int:
 
 def cuda() -> Device:
     """The current GPU, by its own events."""
-    properties = torch.cuda.get_device_properties()
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         driver = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.split("\n")[0].strip()

@@ -44,11 +44,12 @@ def _error(contender: Contender, case: Case, twin: Loss) -> float:
     found = gradients(contender.loss, case, sides(case, learning=contender.learning))
     expected = gradients(twin, case, sides(case, learning=contender.learning))
     pairs = zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)
-    errors = [_relative(ours, theirs) for ours, theirs in pairs]
+    errors = [relative(ours, theirs) for ours, theirs in pairs]
     return max(math.inf if math.isnan(error) else error for error in errors)
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Return the distance of two tensors over the norm of the second."""
     if found.shape != expected.shape:
         return math.inf
     square = norm = 0.0

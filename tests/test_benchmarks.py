@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import contenders, devices, measure, peers, tables, traffic, verify
+from benchmarks import contenders, devices, hidden, measure, peers, tables, traffic, verify
 from benchmarks.measure import BOTH
+from limbeck import functional
 
 SHAPE = (6, 17)
 
@@ -148,7 +149,10 @@ class FakeCuda:
         self.said, self.current, self.capturing = [], "default", capturing
         memory = {"memory_allocated": lambda: 100, "max_memory_allocated": lambda: 100 + 8 * 40}
         calls = {
-            "get_device_properties": lambda: types.SimpleNamespace(name="NVIDIA H100 80GB HBM3", L2_cache_size=4096),
+            "current_device": lambda: 0,
+            "get_device_properties": lambda device: types.SimpleNamespace(
+                name="NVIDIA H100 80GB HBM3", L2_cache_size=4096
+            ),
             "graph_pool_handle": lambda: (0, 1),
             "Stream": lambda: types.SimpleNamespace(name="side", wait_stream=self.say("waits")),
             "current_stream": lambda: types.SimpleNamespace(name=self.current, wait_stream=self.say("waits")),
@@ -272,6 +276,47 @@ def test_ligers_kernels_are_called_as_their_interface_says(device, monkeypatch):
     for dtype in ("fp32", "bf16"):
         found = measure.measure(device, ready, SHAPE, dtype, seconds=0)
         assert [row["note"] for row in found] == [""] * 5
+
+
+class LigerFusedLinearJSD(torch.nn.Module):
+    """LigerFusedLinearJSD(jsd_beta)(student_input, student_weight, teacher_input, teacher_weight, shift_labels)."""
+
+    def __init__(self, jsd_beta=0.5, ignore_index=-100, temperature=1.0, accum_dtype=None):
+        super().__init__()
+        self.beta = jsd_beta
+
+    def forward(self, student_input, student_weight, teacher_input, teacher_weight, shift_labels):
+        case = contenders.Case(student_input, teacher_input, None, None)
+        exact = contenders.exact_js if self.beta else contenders.exact_kl
+        return exact(student_input @ student_weight.T, teacher_input @ teacher_weight.T, case)
+
+
+class ChunkedDivergenceFunction:
+    """The interface of trl 1.16: a value for each token, and an entropy."""
+
+    @staticmethod
+    def apply(hidden, head, bias, target_hidden, target_head, target_bias, beta, temperature, *scales_and_caps):
+        assert (bias, target_bias, temperature, scales_and_caps) == (None, None, 1.0, (1.0, None, 1.0, None))
+        loss = functional.js_divergence if beta else functional.kl_divergence
+        return loss(hidden @ head.T, target_hidden @ target_head.T, reduction="none"), None
+
+
+def test_losses_from_hidden_states_are_verified_and_timed_beside_others(device, monkeypatch, capsys):
+    given = {"liger_kernel": [], "liger_kernel.transformers": [LigerFusedLinearJSD]}
+    given |= {"trl": [], "trl.kernels": [], "trl.kernels.chunked_divergence": [ChunkedDivergenceFunction]}
+    for name, contents in given.items():
+        module = types.ModuleType(name)
+        module.__spec__ = types.SimpleNamespace(name=name)
+        for each in contents:
+            setattr(module, each.__name__, each)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(hidden, "SIZES", {"cpu": (7, 5, 11)})
+    assert [row["note"] for row in hidden.run(device)] == [""] * 10
+    monkeypatch.setitem(hidden.LINEAR, "KL", functional.linear_js)
+    notes = {row["contender"]: row["note"] for row in hidden.run(device)}
+    assert notes.pop("linear_kl").startswith("WRONG")
+    assert not any(notes.values())
+    assert "linear_kl: WRONG" in capsys.readouterr().out
 
 
 def test_ligers_question_to_the_host_is_answered_while_a_graph_is_captured():
