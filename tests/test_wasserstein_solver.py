@@ -39,7 +39,7 @@ def solved(kernel: _sweeps.Kernel, sweeps: Sweeps, sides: list[Tensor], solver: 
 def test_going_back_by_hand_equals_plain_operations(iterations: int, mode: str) -> None:
     cost = batch(classes=6)[-1].triu() + 0.3 * batch(classes=6)[-1].tril()
     kernel, sweeps = gibbs_kernel(cost, 0.05, mode), Sweeps(iterations, mode, "unrolled")
-    by_hand, plain = (solved(kernel, sweeps, log_marginals(), f) for f in (_sweeps._solve, _sweeps._composed))
+    by_hand, plain = (solved(kernel, sweeps, log_marginals(), f) for f in (_sweeps._solve, _sweeps.composed))
     for got, wanted in zip(by_hand, plain, strict=True):
         assert gap(got, wanted) < 1e-12
 
@@ -130,7 +130,7 @@ class Products(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("solver", [_sweeps._solve, _sweeps._composed])
+@pytest.mark.parametrize("solver", [_sweeps._solve, _sweeps.composed])
 def test_no_product_leaves_the_range_of_the_kernel_s_sums(solver: Callable[..., Tensor]) -> None:
     """Each row of u and v has its largest entry at 1, whatever the marginals: so float32 holds exp(-80), for any C."""
     classes = 50

@@ -4,9 +4,9 @@ r"""The core of transport: Sinkhorn's sweeps over one kernel for all samples, an
 
 A row of u may have any factor, since v has its reciprocal: log mode keeps the largest entry of either at 1.
 
-Two forms of the same function: `_composed`, plain differentiable operations; and `_Solved`, which goes back through the
+Two forms of the same function: `composed`, plain differentiable operations; and `_Solved`, which goes back through the
 sweeps in the forward pass, one product a half-sweep, and keeps nothing but the gradients. `_Solved` serves eager first
-derivatives; where more is asked (transforms, compilation, second derivatives), `_composed` does.
+derivatives; where more is asked (transforms, compilation, second derivatives), `composed` does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from limbeck.functional._engine import Impl, check_impl, takes_kernel
 
 Mode = Literal["log", "published"]
 Gradient = Literal["unrolled", "implicit"]
@@ -36,6 +38,7 @@ class Sweeps(NamedTuple):
     iterations: int
     mode: Mode
     gradient: Gradient
+    impl: Impl = "auto"
 
 
 _Kept = list[tuple[Tensor, Tensor]]  # per sweep K^T u and K v, all (N, C)
@@ -64,19 +67,34 @@ def transport_cost(log_a: Tensor, log_b: Tensor, kernel: Kernel, sweeps: Sweeps)
 
 
 def _solve(log_a: Tensor, log_b: Tensor, present: Tensor, kernel: Kernel, sweeps: Sweeps) -> Tensor:
+    if _takes_kernel(log_a, log_b, kernel, sweeps):
+        from limbeck.kernels.sinkhorn import sinkhorn
+
+        return sinkhorn(log_a, log_b, kernel, sweeps)
     if _can_fuse(log_a, log_b):
         if torch.is_grad_enabled() and (log_a.requires_grad or log_b.requires_grad):
             value: Tensor = _Solved.apply(log_a, log_b, present, *kernel, sweeps)  # type: ignore[no-untyped-call]
             return value
         return _evaluate(log_a, log_b, present, kernel, sweeps, (False, False))[0]
     if sweeps.gradient == "unrolled":
-        return _composed(log_a, log_b, present, kernel, sweeps)
+        return composed(log_a, log_b, present, kernel, sweeps)
     value, gradients = _evaluate(log_a.detach(), log_b.detach(), present, kernel, sweeps, (True, True))
     for side, gradient in zip((log_a, log_b), gradients, strict=True):
         if gradient is not None:
             side = side.masked_fill(torch.isneginf(side), 0.0)
             value = value + (gradient * (side - side.detach())).sum(-1)
     return value
+
+
+def _takes_kernel(log_a: Tensor, log_b: Tensor, kernel: Kernel, sweeps: Sweeps) -> bool:
+    """Only where it is asked for: that it is faster has not been measured on a GPU yet."""
+    if sweeps.impl != "triton":
+        check_impl(sweeps.impl)
+        return False
+    if sweeps.gradient == "implicit" or kernel.kernel.dim() != 2:
+        what = "an implicit gradient" if sweeps.gradient == "implicit" else "a uniform cost"
+        raise ValueError(f"`impl='triton'` cannot serve this call ({what}); use impl='auto' or 'torch'")
+    return takes_kernel("sinkhorn", sweeps.impl, log_a, log_b, *kernel)
 
 
 def _can_fuse(log_a: Tensor, log_b: Tensor) -> bool:
@@ -104,7 +122,8 @@ def _turned(matrix: Tensor) -> Tensor:
 # --- plain operations -------------------------------------------------------------------------------------
 
 
-def _composed(log_a: Tensor, log_b: Tensor, present: Tensor, kernel: Kernel, sweeps: Sweeps) -> Tensor:
+def composed(log_a: Tensor, log_b: Tensor, present: Tensor, kernel: Kernel, sweeps: Sweeps) -> Tensor:
+    """The value by plain operations, `present` True where a class takes part."""
     if sweeps.mode == "published":
         return _published_sweeps(log_a, log_b, present, kernel, sweeps.iterations)
     k, log_u = kernel.kernel, torch.zeros_like(log_a).masked_fill(~present, -torch.inf)
@@ -165,7 +184,7 @@ def _differentiate(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     log_a, log_b, present, kernel, kernel_cost = ctx.saved_tensors
     needs = ctx.needs_input_grad[:2]
     needed = [x for x, need in zip((log_a, log_b), needs, strict=True) if need]
-    value = _composed(log_a, log_b, present, Kernel(kernel, kernel_cost), ctx.sweeps)
+    value = composed(log_a, log_b, present, Kernel(kernel, kernel_cost), ctx.sweeps)
     found = iter(torch.autograd.grad(value, needed, grad_output, create_graph=True))
     return [next(found) if need else None for need in needs]
 

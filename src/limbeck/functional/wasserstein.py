@@ -20,6 +20,7 @@ from limbeck.functional._check import (
     reduce,
     widest,
 )
+from limbeck.functional._engine import Impl
 from limbeck.functional._rest import own_class
 from limbeck.functional._sweeps import Gradient, Kernel, Mode, Sweeps, gibbs_kernel, transport_cost
 from limbeck.functional.kl import tempered
@@ -43,6 +44,7 @@ def sinkhorn(
     mode: Mode = "log",
     gradient: Gradient = "unrolled",
     reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Cost of moving one class distribution to another, by a fixed number of Sinkhorn sweeps over one shared cost.
 
@@ -69,6 +71,8 @@ def sinkhorn(
             with the unrolled one and keeps (*, C) numbers however many sweeps there are. A weight that was tuned with
             ten sweeps has to be tuned again.
         reduction: "none" (*), "mean" over all leading axes, or "sum".
+        impl: "triton" does all sweeps and the unrolled gradient in one kernel, for at most 128 classes in float32 on a
+            GPU. "auto" is "torch", since no measurement has shown yet that the kernel is faster.
 
     Returns:
         Units of the cost, in [0, max cost]; float32 (float64 for float64 inputs). Products are as precise as
@@ -101,7 +105,7 @@ def sinkhorn(
     check_reduction(reduction)
     dtype = widest(log_probs, target_log_probs)
     kernel = gibbs_kernel(cost.to(dtype), reg, mode)
-    sweeps = Sweeps(iterations, mode, gradient)
+    sweeps = Sweeps(iterations, mode, gradient, impl)
     return reduce(transport_cost(log_probs.to(dtype), target_log_probs.to(dtype), kernel, sweeps), reduction)
 
 
@@ -118,6 +122,7 @@ def wkd_logit(
     mode: Mode = "log",
     gradient: Gradient = "unrolled",
     reduction: Reduction = "mean",
+    impl: Impl = "auto",
 ) -> WKDTerms:
     r"""Logit distillation by transport (WKD-L): the label's class by cross-entropy, the other classes by `sinkhorn`.
 
@@ -143,6 +148,7 @@ def wkd_logit(
         mode: "log", or "published" with its floors of 1e-8; see `sinkhorn`.
         gradient: "unrolled" through the sweeps, or "implicit", that of their limit; see `sinkhorn`.
         reduction: "none" (*), "mean" over all leading axes, or "sum"; of both terms.
+        impl: of the transport, "torch", "triton" or "auto", which is "torch"; see `sinkhorn`.
 
     Returns:
         `target` in nats and `transport` in units of the cost, both in [0, inf); float32 (float64 for float64 inputs).
@@ -170,7 +176,7 @@ def wkd_logit(
     check_transport(reg, iterations, mode, gradient)
     check_reduction(reduction)
     kernel = gibbs_kernel(cost.to(widest(logits, target_logits)), reg, mode)
-    sweeps = Sweeps(iterations, mode, gradient)
+    sweeps = Sweeps(iterations, mode, gradient, impl)
     options: Any = {"temperature": temperature, "separate_target": separate_target, "reduction": reduction}
     return WKDTerms(
         wkd_target(logits, target_logits, labels, separate_target=separate_target, reduction=reduction),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-KERNELS = ("gkl", "kl", "js")
+KERNELS = ("gkl", "kl", "js", "sinkhorn")
+FEW_CLASSES = 128  # Sinkhorn: a matrix of 128 x 128 is 32 numbers in each of 512 threads; of 256 x 256, all registers
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -18,7 +19,8 @@ def why_not(name: str, *tensors: Tensor) -> str | None:
     """Say why a kernel cannot serve these tensors, or return None if it can.
 
     Args:
-        name: of a kernel: "gkl" (also DKL, IKL, `weighted_mse`), "kl" (also reverse KL, soft cross-entropy) or "js".
+        name: of a kernel: "gkl" (also DKL, IKL, `weighted_mse`), "kl" (also reverse KL, soft cross-entropy),
+            "js" or "sinkhorn".
         tensors: what the function is called with; without any, whether the kernel could run on this machine.
 
     Returns:
@@ -41,6 +43,8 @@ def why_not(name: str, *tensors: Tensor) -> str | None:
             return f"{type(tensor).__name__}: kernels take plain tensors"
         if tensor.dim() == 0:
             return "a temperature that is a tensor, of which the kernel would give no gradient"
+    if name == "sinkhorn" and any(tensor.shape[-1] > FEW_CLASSES for tensor in tensors):
+        return f"more than {FEW_CLASSES} classes: a program holds the matrix of all pairs in its registers"
     if torch._C._are_functorch_transforms_active():
         return "inside a torch.func transform, which cannot see through a kernel"
     if forward_ad._current_level >= 0:
