@@ -37,6 +37,7 @@ SHAPES = (
     *((4096, 100), (512, 4000), (128, 10000), (1024, 10000)),
 )
 BRUTE_FORCE_SHAPES = ((64, 100), (64, 1000))
+COMPILED_SHAPES = ((64, 100), (512, 1000), (4096, 100))
 VARIANT_SHAPE = (512, 1000)
 MEMORY_SHAPES = ((512, 1000), (8, 1_000_003))
 LARGEST_TABLE = 10_000
@@ -294,11 +295,11 @@ def main() -> None:
     arguments = parser.parse_args()
     wait = os.environ.get("OMP_WAIT_POLICY", "").lower() or "default"
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, wait policy {wait}; medians [10th, 90th]")
-    compiled = tuple(form._replace(compiled=True) for form in FORMS[::2]) if arguments.compile else ()
+    compiled = tuple(form._replace(compiled=True) for form in FORMS[:3]) if arguments.compile else ()
     table: list[Row] = []
     for shape in SHAPES:
-        table += time_batch(Batch(*shape), (*FORMS, *compiled), arguments.seconds)
-        torch.compiler.reset()
+        torch.compiler.reset()  # each size by itself, as a loop with one size of batch has it
+        table += time_batch(Batch(*shape), (*FORMS, *(compiled if shape in COMPILED_SHAPES else ())), arguments.seconds)
     table += variants(arguments.seconds) + memory_rows()
     if arguments.csv is not None:
         rows.write(table, arguments.csv, {"device": devices.cpu().name, "wait": wait})

@@ -22,6 +22,7 @@ from limbeck.functional._blocks import evaluate
 from limbeck.functional._check import reduce, widest
 from limbeck.functional._rows import weight_rows
 from limbeck.functional._terms import Normalizer, Terms, Weights, count, mse_factor, positive
+from limbeck.functional._traced import Traced
 from limbeck.functional.kl import tempered
 
 __all__ = ["Normalizer", "Terms", "pair_divergence"]
@@ -32,6 +33,10 @@ def pair_divergence(
 ) -> Tensor:
     """Reduce mse_weight * (normalised weighted MSE) + ce_weight * (soft cross-entropy); logits (*, C), `mask` (*)."""
     if not _can_fuse(logits, target_logits, terms):
+        if _can_trace(terms):
+            weight = weight_rows(weights, logits, target_logits, mask, terms.normalizer).detach()
+            traced: Tensor = Traced.apply(logits, target_logits, weight, mask, terms)  # type: ignore[no-untyped-call]
+            return traced
         return _composed(logits, target_logits, weights, mask, terms)
     if torch.is_grad_enabled() and (logits.requires_grad or target_logits.requires_grad):
         if target_logits.is_inference():  # a teacher's, which autograd refuses to save
@@ -39,6 +44,16 @@ def pair_divergence(
         value: Tensor = _Fused.apply(logits, target_logits, weights, mask, terms)  # type: ignore[no-untyped-call]
         return value
     return evaluate(logits, target_logits, weights, mask, terms, (False, False))[0]
+
+
+def _can_trace(terms: Terms) -> bool:
+    """Whether a compiler reads the first derivative of a call, and nothing differentiates inside of what it reads."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not isinstance(terms.mse_temperature, Tensor)
+        and not isinstance(terms.ce_temperature, Tensor)
+    )
 
 
 def _can_fuse(logits: Tensor, target_logits: Tensor, terms: Terms) -> bool:
