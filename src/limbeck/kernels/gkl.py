@@ -43,7 +43,7 @@ def gkl(
 ) -> Tensor:
     """The value of GKL, KL or soft cross-entropy, by the kernel."""
     tensors = [logits, target_logits, prior, labels, mask, denominator]
-    if torch.is_grad_enabled() and (logits.requires_grad or target_logits.requires_grad):
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
         # A teacher under inference_mode makes tensors that autograd refuses to save.
         tensors = [x.clone() if x is not None and x.is_inference() else x for x in tensors]
     value: Tensor = torch.ops.limbeck.gkl(*tensors, *options)[0]
@@ -63,48 +63,56 @@ def _fake_backward(
     return gkl_launch.gradients_like(logits, target, to_logits, to_target)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)  # rows and factors get none, and zeros would be written for them
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:], *inputs[:_TENSOR_COUNT])
-    ctx.options = inputs[_TENSOR_COUNT:]
+class _Gkl(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            value, rows, factors = torch.ops.limbeck.gkl(*inputs)
+        ctx.set_materialize_grads(False)  # rows and factors get none, and zeros would be written for them
+        ctx.mark_non_differentiable(rows, factors)
+        ctx.save_for_backward(rows, factors, *inputs[:_TENSOR_COUNT])
+        ctx.options = inputs[_TENSOR_COUNT:]
+        return value, rows, factors
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        to_logits, to_target = ctx.needs_input_grad[:2]
+        nothing = (None,) * (_TENSOR_COUNT - 2 + len(ctx.options))
+        if grads[0] is None:
+            return None, None, *nothing
+        rows, factors, *tensors = ctx.saved_tensors
+        first, second = torch.ops.limbeck.gkl_backward(
+            grads[0], rows, factors, to_logits, to_target, *tensors, *ctx.options
+        )
+        return first if to_logits else None, second if to_target else None, *nothing
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad[:2]
-    nothing = (None,) * (_TENSOR_COUNT - 2 + len(ctx.options))
-    if grad is None:
-        return None, None, *nothing
-    rows, factors, *tensors = ctx.saved_tensors
-    found = torch.ops.limbeck.gkl_backward(grad, rows, factors, *needs, *tensors, *ctx.options)
-    return *(gradient if need else None for gradient, need in zip(found, needs, strict=True)), *nothing
+class _GklBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            first, second = torch.ops.limbeck.gkl_backward(*inputs)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[0], *inputs[_SAVED_COUNT : _SAVED_COUNT + _TENSOR_COUNT])
+        ctx.options = Options(*inputs[_SAVED_COUNT + _TENSOR_COUNT :])
+        return first, second
 
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad, _, _, *needs = inputs[:_SAVED_COUNT]
-    ctx.set_materialize_grads(False)
-    ctx.needs = needs
-    ctx.save_for_backward(grad, *inputs[_SAVED_COUNT : _SAVED_COUNT + _TENSOR_COUNT])
-    ctx.options = Options(*inputs[_SAVED_COUNT + _TENSOR_COUNT :])
-
-
-def _differentiate_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    grad, logits, target, *others = ctx.saved_tensors
-    deeper = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Of our own, since a tensor that is constant here may have no graph, and a graph of its own is not ours.
-        sides = [x if x.requires_grad else x.detach().requires_grad_() for x in (logits, target)]
-        outer = grad if grad.requires_grad else grad.detach().requires_grad_()
-        value = _composite(*sides, *others, options=ctx.options)
-        firsts = torch.autograd.grad(value, sides, outer, create_graph=True, materialize_grads=True)
-        wanted = [(first, g) for first, g in zip(firsts, grads, strict=True) if g is not None and g.numel()]
-        total = sum((first * g.to(first.dtype)).sum() for first, g in wanted)
-    if not isinstance(total, Tensor):
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad, logits, target, *others = ctx.saved_tensors
+        deeper = torch.is_grad_enabled()
         found: tuple[Tensor | None, ...] = (None, None, None)
-    else:
-        found = torch.autograd.grad(total, (outer, *sides), create_graph=deeper, materialize_grads=True)
-    between, after = (None,) * (_SAVED_COUNT - 1), (None,) * (_TENSOR_COUNT - 2 + len(ctx.options))
-    return found[0], *between, *found[1:], *after
+        with torch.enable_grad():
+            # What was constant is made to ask for a gradient of its own, so that all three can be had at once.
+            outer, *sides = (x if x.requires_grad else x.detach().requires_grad_() for x in (grad, logits, target))
+            value = _composite(*sides, *others, options=ctx.options)
+            firsts = torch.autograd.grad(value, sides, outer, create_graph=True, materialize_grads=True)
+            wanted = [(first, g) for first, g in zip(firsts, grads, strict=True) if g is not None and g.numel()]
+            if wanted:
+                total = sum((first * g.to(first.dtype)).sum() for first, g in wanted)
+                found = torch.autograd.grad(total, (outer, *sides), create_graph=deeper, materialize_grads=True)
+        between, after = (None,) * (_SAVED_COUNT - 1), (None,) * (_TENSOR_COUNT - 2 + len(ctx.options))
+        return found[0], *between, *found[1:], *after
 
 
 def _composite(
@@ -138,5 +146,5 @@ def _composite(
     return weighted_pairs(logits, target, weights, mask, terms, "torch")
 
 
-torch.library.register_autograd("limbeck::gkl", _differentiate, setup_context=_save)
-torch.library.register_autograd("limbeck::gkl_backward", _differentiate_backward, setup_context=_save_backward)
+library.impl("gkl", _Gkl.apply, "Autograd")
+library.impl("gkl_backward", _GklBackward.apply, "Autograd")

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from limbeck.kernels.gkl_batch import relative
 from limbeck.kernels.gkl_forward import multiple, weight_row
-from limbeck.kernels.gkl_rows import GIVEN, GKL, KL, LOG_2, POWERED, SHARED, UNIFORM
+from limbeck.kernels.gkl_rows import APART, GIVEN, GKL, KL, LOG_2, POWERED, SHARED, UNIFORM
 
 
 @triton.jit
@@ -70,7 +70,7 @@ def gradients(
         to_s = ce_factor[:, None] * (tl.exp2(q_exponent - s_log[:, None]) - p)
         if KIND != GKL:
             x = q_exponent - p_exponent if KIND == KL else q_exponent
-    x = tl.where(tl.abs(x) < float("inf"), x - mean[:, None], 0.0)
+    x = tl.where(tl.abs(x) < APART, x - mean[:, None], 0.0)
     if MSE:
         u_log = row_numbers(rows_ptr, row, samples, exists, 6)
         factor = grad * relative(u_log, tl.load(factors_ptr), NORMALIZER) * tl.load(factors_ptr + 1)

@@ -54,7 +54,7 @@ def absorb(
     p = t
     if CE:
         top = tl.maximum(s_top, tl.max(s, 1))
-        shift = tl.where(s_mass > 0, (s_top - top) * k, 0.0)
+        shift = tl.where(s_mass > 0, tl.maximum((s_top - top) * k, -FAR), 0.0)
         z = (s - top[:, None]) * k
         s_mass = s_mass * tl.exp2(shift) + tl.sum(tl.exp2(z), 1)
         s_top = top
@@ -64,15 +64,15 @@ def absorb(
         rise = t_top - top
         t_top = top
     gap = s - t
-    finite = tl.abs(gap) < APART
-    gap = tl.where(finite, gap - ref[:, None], 0.0)
+    near = tl.abs(gap) < APART
+    gap = tl.where(near, gap - ref[:, None], 0.0)
     if CE:
         p = tl.exp2((t - t_top[:, None]) * k)
         scale = tl.exp2(rise * k)
         x = tl.maximum(z, -FAR)
         if KIND == KL:
             x -= tl.maximum((t - t_top[:, None]) * k, -FAR)
-            shift -= rise * k
+            shift -= tl.maximum(rise * k, -FAR)
         cross = (cross + tl.where(t_mass > 0, t_mass * shift, 0.0)) * scale + tl.sum(p * x, 1)
         excluded = s == -float("inf")
         lost = lost * scale + tl.sum(tl.where(excluded, p, 0.0), 1)
@@ -80,7 +80,7 @@ def absorb(
     if MSE:
         u, top, scale = weights(raw, s, t, p, t_top, rise, u_top, k, k_weight, power, MODE)
         u_top = top
-        apart = apart * scale + tl.sum(tl.where(finite, 0.0, u), 1)
+        apart = apart * scale + tl.sum(tl.where(near, 0.0, u), 1)
         mass, mean, m2 = add_spread(mass * scale, mean, m2 * scale, u, gap)
     return s_top, s_mass, t_top, t_mass, cross, lost, u_top, mass, mean, m2, apart
 
@@ -120,9 +120,10 @@ def add_spread(mass, mean, m2, u, gap):
     centred = gap - block_mean[:, None]
     block_m2 = tl.sum(u * centred * centred, 1)
     total = mass + block_mass
+    share = block_mass / tl.maximum(total, TINY)
     step = block_mean - mean
-    part = step * (block_mass / tl.maximum(total, TINY))
-    return total, mean + part, m2 + block_m2 + step * part * mass
+    # A mean of both, not a step from the old one: that may be far away, with a mass that has become nothing.
+    return total, mean * (1.0 - share) + block_mean * share, m2 + block_m2 + step * step * (mass * share)
 
 
 @triton.jit
@@ -144,9 +145,9 @@ def merge(state, k, k_weight, power, MODE: tl.constexpr, KIND: tl.constexpr, MSE
         rise = (s_tops - s_top[:, None]) * k
         s_mass = tl.sum(s_masses * tl.exp2(rise), 1)
         scale = tl.exp2((t_tops - t_top[:, None]) * k)
-        rise = tl.where(s_masses > 0, rise, 0.0)
+        rise = tl.where(s_masses > 0, tl.maximum(rise, -FAR), 0.0)
         if KIND == KL:
-            rise -= (t_tops - t_top[:, None]) * k
+            rise -= tl.maximum((t_tops - t_top[:, None]) * k, -FAR)
         crosses += tl.where(t_masses > 0, t_masses * rise, 0.0)
         cross = tl.sum(crosses * scale, 1)
         lost = tl.sum(losts * scale, 1)
@@ -182,11 +183,12 @@ def summary(state, ref, k, power, MODE: tl.constexpr, KIND: tl.constexpr, MSE: t
     u_log, w_log, spread = tl.zeros_like(mass), tl.zeros_like(mass), tl.zeros_like(mass)
     if CE:
         s_log, t_log = tl.log2(s_mass), tl.log2(t_mass)
-        cross = cross / t_mass
+        empty = (s_mass == 0) & (t_mass == 0)  # a row that is left out
+        cross = tl.where(empty, 0.0, cross / t_mass)
         nats = (s_log - t_log - cross if KIND == KL else s_log - cross) * LOG_2
         if KIND != GKL:
             mean = tl.where(lost > 0, -float("inf"), cross)
-        nats = tl.where(lost > 0, float("inf"), nats)
+        nats = tl.where(empty, 0.0, tl.where(lost > 0, float("inf"), nats))
     if MSE:
         mean = tl.where(apart > 0, float("inf"), ref + mean)
         w_log = tl.log2(mass)
