@@ -108,3 +108,22 @@ def error(got: Tensor, wanted: Tensor) -> float:
 def assert_close(got: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert got.shape == wanted.shape
     assert error(got, wanted) <= tolerance
+
+
+def family(name: str, inputs: Inputs, impl: str, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Value and both gradients of a relative of GKL."""
+    logits, target = (x.detach().to(dtype or x.dtype).requires_grad_() for x in (inputs.logits, inputs.target))
+    rows = torch.linspace(0.1, 2.0, logits.shape[-1], device=DEVICE, dtype=logits.dtype).expand(logits.shape)
+    function, options = {
+        "kl": (functional.kl_divergence, {"temperature": 2.0, "scale_by_t2": True}),
+        "kl sum": (functional.kl_divergence, {"reduction": "sum"}),
+        "reverse_kl": (functional.reverse_kl_divergence, {"temperature": 0.5}),
+        "soft_cross_entropy": (functional.soft_cross_entropy, {"temperature": 2.0, "scale_by_t2": True}),
+        "dkl": (functional.dkl_divergence, {"temperature": 3.0, "scale_by_t2": True}),
+        "dkl rows": (functional.dkl_divergence, {"weight": rows, "symmetric": True, "temperature": 2.0}),
+        "weighted_mse": (functional.weighted_mse, {"weight": rows}),
+        "gkl": (functional.gkl_divergence, {}),
+        "gkl powered": (functional.gkl_divergence, {"prior": rows, "weight_power": 0.5}),
+    }[name]
+    value = function(logits, target, impl=impl, **options)
+    return [value, *torch.autograd.grad(value, (logits, target), materialize_grads=True)]
