@@ -55,15 +55,15 @@ def test_relatives_equal_their_float64_forms(name: str, classes: int) -> None:
         assert_close(got, wanted, 2e-5)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_rows_read_in_parts_and_batches_of_blocks_are_the_same_function(reduction: str) -> None:
-    for samples, classes in ((2, 9000), (1500, 3)):
-        for case in (Case("rows", {"reduction": reduction}), Case("sample", {"weight_power": 0.4}), CASES[1]):
-            inputs = batch(
-                case._replace(weights="one row" if case.weights == "table" else case.weights), samples, classes
-            )
-            for got, wanted in zip(by_kernel(case, inputs), by_twin(case, inputs), strict=True):
-                assert_close(got, wanted, 5e-6)
+@pytest.mark.parametrize(("samples", "classes"), [(2, 4200), (1100, 3)])
+def test_rows_read_in_parts_and_batches_of_blocks_are_the_same_function(samples: int, classes: int) -> None:
+    for case in (
+        Case("sample", {"weight_power": 0.4}),
+        Case("one row", {"weight_power": 0.4, "reduction": "none"}, masked=True),
+    ):
+        inputs = batch(case, samples, classes)
+        for got, wanted in zip(by_kernel(case, inputs), by_twin(case, inputs), strict=True):
+            assert_close(got, wanted, 5e-6)
 
 
 @pytest.mark.parametrize(("samples", "classes"), [(1, 1), (3, 1), (1, 2), (5, 3)])

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 KERNELS = ("gkl", "kl", "js", "sinkhorn")
 FEW_CLASSES = 128  # Sinkhorn: a matrix of 128 x 128 is 32 numbers in each of 512 threads; of 256 x 256, all registers
+OLDEST = (8, 0)  # compute capability from which bfloat16 is computed
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -49,7 +50,12 @@ def why_not(name: str, *tensors: Tensor) -> str | None:
         return "inside a torch.func transform, which cannot see through a kernel"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation, which cannot see through a kernel"
-    return _missing() or _misplaced(tensors)
+    return _missing() or (None if _interpreted() else _misplaced(tensors))
+
+
+def _interpreted() -> bool:
+    """Triton's interpreter serves any device, slowly, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
@@ -57,12 +63,25 @@ def _missing() -> str | None:
     return None if importlib.util.find_spec("triton") else "Triton is not installed: pip install 'limbeck[triton]'"
 
 
-def _misplaced(tensors: tuple[Tensor, ...]) -> str | None:
-    if os.environ.get("TRITON_INTERPRET") == "1":  # Triton's interpreter: any device, slowly, for tests
-        return None
+@functools.cache
+def _no_gpu() -> str | None:
     if not torch.cuda.is_available():
         return "no GPU that Triton can use is visible to torch"
-    devices = {tensor.device for tensor in tensors}
-    if any(device.type != "cuda" for device in devices):
-        return f"on {', '.join(sorted(map(str, devices)))}: kernels run on a GPU"
-    return f"tensors on several devices: {', '.join(sorted(map(str, devices)))}" if len(devices) > 1 else None
+    oldest = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+    if oldest < OLDEST and torch.version.hip is None:
+        return f"a GPU of compute capability {oldest[0]}.{oldest[1]}: kernels need {OLDEST[0]}.{OLDEST[1]}"
+    return None
+
+
+def _misplaced(tensors: tuple[Tensor, ...]) -> str | None:
+    if not torch.compiler.is_compiling() and _no_gpu() is not None:
+        return _no_gpu()
+    if not all(tensor.is_cuda for tensor in tensors):
+        return f"on {_named(tensors)}: kernels run on a GPU"
+    if any(tensor.get_device() != tensors[0].get_device() for tensor in tensors):
+        return f"tensors on several devices: {_named(tensors)}"
+    return None
+
+
+def _named(tensors: tuple[Tensor, ...]) -> str:
+    return ", ".join(sorted({str(tensor.device) for tensor in tensors}))
