@@ -52,7 +52,8 @@ def _series(g, share, rest):
 @triton.jit
 def _below(x, largest, scale):
     """x - largest in float32; a class at -inf comes so far below that it has no probability, yet a finite gap."""
-    return tl.maximum(x.to(tl.float32) - largest, ZERO_BITS / scale)
+    gap = x.to(tl.float32) - largest
+    return tl.maximum(gap, ZERO_BITS / scale, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
