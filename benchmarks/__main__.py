@@ -102,7 +102,7 @@ def run_part(part: Part, device: devices.Device, folder: Path | None) -> list[Ro
         words = ["--rows", str(path)] if part.group else []
         if not part.group and folder:
             words = ["--csv", str(folder / f"{part.name}-{device.word}.csv")]
-        quiet = {"KINETO_LOG_LEVEL": "99", "PYTHONUNBUFFERED": "1"}
+        quiet = {"KINETO_LOG_LEVEL": "99", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
         try:
             status = subprocess.run(
                 [*part.command, *words], env={**os.environ, **quiet, **part.environment}, timeout=MOST_SECONDS

@@ -8,6 +8,7 @@ as often as the logits.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -57,6 +58,7 @@ class Contender:
     kernel: str | None = None
     package: str | None = None
     pairs: bool = False
+    most_classes: int | None = None
     compiled: bool = False
     while_captured: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -69,6 +71,8 @@ class Contender:
         """Say why a batch of this size is not tried."""
         if self.class_rows and case.table is None:
             return f"a table of {case.logits.shape[1]:,} x {case.logits.shape[1]:,} is not made"
+        if self.most_classes is not None and case.logits.shape[1] > self.most_classes:
+            return f"for at most {self.most_classes} classes"
         pairs = 4 * case.logits.numel() * case.logits.shape[1]
         limit = PAIR_BYTES[case.logits.device.type]
         return f"one (N, C, C) tensor takes {pairs / 1e9:,.1f} GB" if self.pairs and pairs > limit else None
@@ -156,6 +160,34 @@ def kl(impl: str) -> Loss:
 def js(impl: str) -> Loss:
     """JS, halfway."""
     return lambda s, t, case: functional.js_divergence(s, t, impl=impl)
+
+
+@functools.cache
+def cost_between(classes: int, device: torch.device) -> Tensor:
+    """Costs of transport between classes: symmetric, 0 on the diagonal."""
+    drawn = torch.rand(classes, classes, generator=torch.Generator(device).manual_seed(0), device=device)
+    return (drawn + drawn.T).fill_diagonal_(0)
+
+
+def transport(impl: str, dtype: torch.dtype) -> Loss:
+    """WKD-L's two parts, ten sweeps."""
+
+    def loss(s: Tensor, t: Tensor, case: Case) -> Tensor:
+        cost = cost_between(s.shape[1], s.device).to(dtype)
+        sides = s.to(dtype), t.to(dtype)
+        return sum(functional.wkd_logit(*sides, case.labels, cost, temperature=TEMPERATURE, impl=impl))
+
+    return loss
+
+
+def transports(kernels: Sequence[str]) -> list[Contender]:
+    """WKD-L by torch, and by the kernel for few classes, which nobody takes unasked."""
+    exact = transport("torch", torch.float64)
+    found = [Contender("WKD-L, torch", transport("torch", torch.float32), exact)]
+    if "sinkhorn" in kernels:
+        by_kernel = transport("triton", torch.float32), exact, transport("torch", torch.float32)
+        found.append(Contender("WKD-L, kernel", *by_kernel, kernel="sinkhorn", most_classes=128))
+    return found
 
 
 def distillation(s: Tensor, t: Tensor, case: Case) -> Tensor:

@@ -11,6 +11,7 @@ from benchmarks.devices import Device
 
 Row = dict[str, object]
 SHAPES = {"cuda": ((4096, 32000), (8192, 32000), (8192, 1000)), "cpu": ((512, 1000), (256, 10000))}
+TRANSPORT_SHAPES = ((64, 100), (256, 100), (1024, 100))
 TARGETS = ((4096, 32000), (8192, 32000))
 DTYPES = {"cuda": ("bf16", "fp32"), "cpu": ("fp32",)}
 SWEEP = (10, 30, 100, 300, 1000, 10_000, 100_000, 1_000_000)
@@ -38,6 +39,7 @@ def plan(kind: str, shapes: Sequence[tuple[int, int]] | None, options: Sequence[
     parts = [_own(f"{n}x{c}-{dtype}", "shapes", guess, options) for (n, c), dtype in pairs]
     parts.append(_own("sweep", "sweep", guess, options))
     compiled = _own("compiled", "compiled", 15.0 if quick else 50.0, options)
+    parts.append(_own("transport", "transport", guess / 2, options))
     parts += [_own("hidden", "hidden", 20.0, options), _own("traffic", "traffic", 5.0, options)]
     if kind == "cuda":
         return [*parts, compiled]
@@ -55,6 +57,8 @@ def run(name: str, device: Device, *, quick: bool) -> list[Row]:
     """Run one part in this process: print its table, return its rows."""
     if name == "sweep":
         return sweep(device, quick=quick)
+    if name == "transport":
+        return transport(device, quick=quick)
     if name == "hidden":
         return hidden.run(device)
     if name == "traffic":
@@ -100,6 +104,17 @@ def sweep(device: Device, *, quick: bool) -> list[Row]:
         found = measure.measure(
             device, mine, (max(FEWEST, cells // classes), classes), "fp32", seconds=1 if quick else 3
         )
+        print(tables.of_shape(found), flush=True)
+        rows += found
+    return rows
+
+
+def transport(device: Device, *, quick: bool) -> list[Row]:
+    """WKD-L at the shapes that its kernel is for: does it pay?"""
+    mine = contenders.transports(usable_kernels() if device.kind == "cuda" else ())
+    rows: list[Row] = []
+    for shape in TRANSPORT_SHAPES[:1] if quick else TRANSPORT_SHAPES:
+        found = measure.measure(device, mine, shape, "fp32", seconds=1 if quick else 3)
         print(tables.of_shape(found), flush=True)
         rows += found
     return rows

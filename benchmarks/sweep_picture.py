@@ -28,7 +28,7 @@ def write(rows: Sequence[Row], path: Path, device: str) -> str:
             _lines(memory, rows, lambda row: row["extra_bytes"] / (4 * _logits(row)))
             memory.set(title="extra memory", ylabel="tensors of logits")
             classes = sorted({row["classes"] for row in rows})
-            memory.plot(classes, classes, color=TEACHER, linestyle=":", label="one (N, C, C) tensor, counted")
+            memory.plot(classes, classes, color=TEACHER, linestyle=":", label="one (N, C, C) tensor")
             memory.legend(loc="upper left")
             figure.suptitle(f"GKL, fp32, teacher frozen, {said(rows)}; {device}", fontsize=9, x=0.01, ha="left")
             path.parent.mkdir(parents=True, exist_ok=True)
