@@ -79,6 +79,18 @@ def test_float16_keeps_the_digits_of_gradients_below_its_range() -> None:
         assert (x.double() / 2**10 - y).norm() / y.norm() < 2e-3
 
 
+def test_float16_holds_gradients_of_large_logit_scales() -> None:
+    sides = sides_of(32, 8, 100, torch.float16)
+    leaves = [x.detach().double().requires_grad_() for x in sides]
+    scale = torch.tensor(10.0)
+    dense = functional.gkl_divergence(*(10 * (h @ w.T) for h, w in (leaves[:2], leaves[2:])))
+    exact = torch.autograd.grad(dense, leaves)
+    for factor in (10.0, scale):
+        value = functional.linear_gkl(*sides, logit_scale=factor, target_logit_scale=factor)
+        for x, y in zip(torch.autograd.grad(value, sides), exact, strict=True):
+            assert (x.double() - y).norm() / y.norm() < 0.1  # the logits themselves are rounded
+
+
 def test_dtypes_may_be_mixed() -> None:
     hidden, head, target_hidden, target_head = (x.detach() for x in sides_of(10, 4, 30))
     mixed = [hidden.bfloat16().requires_grad_(), head.requires_grad_(), target_hidden.half(), target_head.double()]
@@ -164,6 +176,8 @@ def test_second_derivatives_and_transforms_are_refused_in_one_line() -> None:
     rest = [x.detach() for x in sides[1:]]
     with pytest.raises(RuntimeError, match=r"no torch\.func transform"):
         torch.func.grad(lambda x: functional.linear_kl(x, *rest))(sides[0].detach())
+    with pytest.raises(RuntimeError, match=r"no torch\.func transform"):
+        torch.func.vmap(lambda bias: functional.linear_kl(sides[0], *rest, bias=bias))(torch.zeros(2, 9))
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -181,6 +195,23 @@ def test_the_prior_of_the_caller_is_left_as_it_was(source: tuple[int, ...]) -> N
     before, labels = prior.clone(), torch.arange(6)
     functional.linear_gkl(*sides_of(6, 4, 9), prior, labels=labels, weight_power=0.5).backward()
     assert prior.equal(before)
+
+
+def test_tokens_whose_weights_are_all_zero_weigh_nothing() -> None:
+    hidden, head, target_hidden, target_head = sides_of(6, 4, 9)
+    table, labels = torch.rand(9, 9), torch.arange(6)
+    table[2] = 0.0
+    value = functional.linear_gkl(hidden, head, target_hidden, target_head, table, labels=labels, ce_weight=0.0)
+    found = torch.autograd.grad(value, hidden)[0]
+    assert found[2].eq(0).all()
+    assert found.isfinite().all()
+    assert functional.linear_gkl(hidden, head, target_hidden, target_head, torch.zeros(9), ce_weight=0.0) == 0
+
+
+def test_ignored_labels_are_told_in_any_integer_dtype() -> None:
+    sides = [x.detach() for x in sides_of(2, 4, 200)]
+    labels = torch.tensor([156, 1], dtype=torch.uint8)  # -100 is 156 in uint8
+    assert functional.linear_kl(*sides, labels=labels).equal(functional.linear_kl(*sides))
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -212,8 +243,8 @@ MISTAKES = (
     ({"bias": torch.zeros(8)}, r"`bias` expected the shape \(9,\)"),
     ({"logit_scale": 0.0}, "`logit_scale`"),
     ({"target_softcap": -1.0}, "`target_softcap`"),
-    ({"tile": (4, 0)}, "`tile` expected two whole numbers"),
-    ({"tile": 64}, "`tile` expected two whole numbers"),
+    ({"tile": (4, 0)}, "`tile` expected a tuple of two whole numbers"),
+    ({"tile": 64}, "`tile` expected a tuple of two whole numbers"),
     ({"reduction": "avg"}, "`reduction`"),
     ({"prior": torch.zeros(6, 9)}, r"`prior` expected the shape \(9,\) or"),
     ({"prior": torch.zeros(9, 9)}, "expected `labels` that read its rows"),
@@ -249,6 +280,8 @@ def test_wrong_types_are_named() -> None:
         functional.linear_js(sides[0], sides[1].long(), *sides[2:])
     with pytest.raises(TypeError, match="`labels` expected a tensor, got list"):
         functional.linear_kl(*sides, labels=[0] * 6)
+    with pytest.raises(TypeError, match="`weight_power` expected a number"):
+        functional.linear_gkl(*sides, weight_power="1")
     with pytest.raises(TypeError, match="`mask` expected bool"):
         functional.linear_js(*sides, mask=torch.ones(6))
 

@@ -8,7 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.functional._check import Reduction, check_integer_labels, check_positive, check_reduction, widest
+from limbeck.functional._check import (
+    Reduction,
+    check_integer_labels,
+    check_label_shape,
+    check_positive,
+    check_range,
+    check_reduction,
+    widest,
+)
 from limbeck.functional._linear_terms import Divergence, Weighting
 from limbeck.functional._linear_tiles import Plan, Side, default_tile, linear_divergence
 
@@ -64,6 +72,10 @@ def check_given(
 
 def check_side(fields: tuple[Tensor, Tensor, Tensor | None, float | Tensor, float | None], prefix: str) -> Side:
     """Check one side; its hidden states become (N, D)."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "linear losses expected no torch.func transform around them; the functions of logits take any"
+        )
     hidden, head, bias, scale, softcap = fields
     for name, x in (("hidden", hidden), ("head", head), ("bias", bias)):
         if name == "bias" and x is None:
@@ -108,11 +120,13 @@ def check_tokens(
                 f"`labels` expected the shape {tuple(samples)} of the hidden states, got {tuple(labels.shape)}; where "
                 "a state predicts the next token, cut off the last state and the first label"
             )
+        check_label_shape(labels, samples)
+        labels = labels.long()  # in uint8 -100 is 156
         kept = labels != ignore_index
         mask = kept if mask is None else mask & kept
         labels = labels.masked_fill(~mask, 0)
         check_integer_labels(labels, samples, classes, "give their label as `ignore_index`, or use `mask`")
-        labels = labels.reshape(-1).long()
+        labels = labels.reshape(-1)
     return labels, None if mask is None else mask.reshape(-1)
 
 
@@ -127,7 +141,7 @@ def check_cap(name: str, softcap: float | None) -> None:
 def check_tile(tile: tuple[int, int]) -> tuple[int, int]:
     """Tokens and classes of a tile."""
     if not isinstance(tile, tuple) or len(tile) != 2 or not all(isinstance(x, int) and x >= 1 for x in tile):
-        raise ValueError(f"`tile` expected two whole numbers of at least 1, (tokens, classes), got {tile!r}")
+        raise ValueError(f"`tile` expected a tuple of two whole numbers of at least 1, (tokens, classes), got {tile!r}")
     return tile
 
 
@@ -135,8 +149,7 @@ def check_weighting(
     prior: Tensor | None, labels: Tensor | None, classes: int, power: float, temperature: float
 ) -> Weighting:
     """The weights' source; a table only while it is small."""
-    if not power >= 0 or math.isinf(power):
-        raise ValueError(f"`weight_power` expected a finite number of at least 0, got {power}")
+    check_range("weight_power", power, 0.0, math.inf)
     if isinstance(temperature, Tensor):
         raise TypeError("`prior_temperature` expected a number, got a tensor")
     check_positive("prior_temperature", temperature)

@@ -31,6 +31,10 @@ class Divergence(Protocol):
     def sweeps(self) -> int:
         """How often it has to see the logits before it knows its values."""
 
+    @property
+    def temperature(self) -> float:
+        """What divides the logits of the softmaxes."""
+
     def state(self, column: Tensor) -> Any:
         """Return what is summed; `column` is (n, 1), of the dtype of the arithmetic."""
 
@@ -134,6 +138,11 @@ class Swapped(NamedTuple):
 
     of: Divergence
     sweeps: int = 1
+
+    @property
+    def temperature(self) -> float:
+        """See `Divergence`."""
+        return self.of.temperature
 
     def state(self, column: Tensor) -> Any:
         """See `Divergence`."""
@@ -334,7 +343,7 @@ class GKL(NamedTuple):
             weights = (self._scores(block) - statistics[4]).exp_()
             gap = (block.s - block.t).sub_(statistics[6])
             gap = _where_mass(gap, weights, self.careful)
-            to_logits = gap.mul_(weights).mul_(factors[0] / statistics[5].exp())
+            to_logits = gap.mul_(weights).mul_(factors[0] / statistics[5].exp().clamp_min(tiny(weights)))
             to_other = to_logits.neg() if to_target else None
         if self.ce_weight != 0:
             difference = _softmax(block.s, self.temperature, statistics[:2])
@@ -358,7 +367,7 @@ def _over_normalizer(log_mass: Tensor, normalizer: Normalizer | Tensor, mask: Te
         log_mass = log_mass.masked_fill(~mask, -torch.inf)
     largest = log_mass.amax().clamp_min(torch.finfo(log_mass.dtype).min)  # a common factor cancels, and may underflow
     squares = (2 * (log_mass - largest)).exp()
-    return squares * (count(log_mass, mask) / squares.sum().clamp_min(tiny(squares)))
+    return squares / squares.sum().clamp_min(tiny(squares)) * count(log_mass, mask)
 
 
 def count(like: Tensor, mask: Tensor | None) -> Tensor | float:

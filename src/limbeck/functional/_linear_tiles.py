@@ -125,10 +125,6 @@ def _block(
 
 def linear_divergence(student: Side, target: Side, plan: Plan) -> Tensor:
     """The reduced divergence, (N,) for "none"."""
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "linear losses expected no torch.func transform around them; the functions of logits take any"
-        )
     value: Tensor = _apply(*student, *target, plan)
     return value
 
@@ -152,10 +148,12 @@ class _Tiled(torch.autograd.Function):
         if mask is not None:
             values = values.masked_fill(~mask, 0.0)
             factors = factors.masked_fill(~mask, 0.0)
+        sizes = (factors * (1 + parts.nan_to_num(0.0, 0.0))).abs().sum(0)
         kept = [x if isinstance(x, Tensor) else None for x in arguments[:-1]]
         # A teacher under inference_mode makes tensors that autograd refuses to save, and that nobody can change.
         ctx.inference = [x if x is not None and x.is_inference() else None for x in kept]
-        ctx.save_for_backward(*(None if x is not None and x.is_inference() else x for x in kept), statistics, factors)
+        saved = (None if x is not None and x.is_inference() else x for x in kept)
+        ctx.save_for_backward(*saved, statistics, factors, sizes)
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in arguments[:-1]]
         ctx.plan = plan
         return reduce(values.squeeze(-1), plan.reduction, count(values, mask))
@@ -164,25 +162,32 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("linear losses expected first derivatives; second ones need the functions of logits")
-        *saved, statistics, factors = ctx.saved_tensors
+        *saved, statistics, factors, sizes = ctx.saved_tensors
         given = zip(saved, ctx.inference, ctx.numbers, strict=True)
         arguments: list[Any] = [next((x for x in three if x is not None), None) for three in given]
         student, target = Side(*arguments[:5]), Side(*arguments[5:])
         grad_output, plan = grad_outputs[0], ctx.plan
         if plan.reduction == "mean":
             grad_output = grad_output / count(statistics[0], plan.mask)
-        factors = factors * (grad_output.unsqueeze(-1) if plan.reduction == "none" else grad_output)
-        needs = ctx.needs_input_grad
-        return *_gradients(statistics, factors, student, target, plan, (needs[:5], needs[5:10])), None
+        grad_output = grad_output.unsqueeze(-1) if plan.reduction == "none" else grad_output
+        unit = _unit(sizes * grad_output, student, target, plan)
+        factors, needs = factors * grad_output, ctx.needs_input_grad
+        return *_gradients(statistics, factors, student, target, plan, unit, (needs[:5], needs[5:10])), None
 
 
 @full_precision  # as the forward pass
 def _gradients(
-    statistics: Tensor, factors: Tensor, student: Side, target: Side, plan: Plan, needs: tuple[Any, Any]
+    statistics: Tensor,
+    factors: Tensor,
+    student: Side,
+    target: Side,
+    plan: Plan,
+    unit: Tensor | None,
+    needs: tuple[Any, Any],
 ) -> list[Tensor | None]:
     rooms, both = _Rooms((student, target), plan.tile), (student, target)
-    factors, restore = _within_half(factors, both)
-    gathered = [_Gathered(side, need, plan, restore) for side, need in zip(both, needs, strict=True)]
+    factors = factors if unit is None else factors / unit
+    gathered = [_Gathered(side, need, plan, unit) for side, need in zip(both, needs, strict=True)]
     for classes in _slices(len(student.head), plan.tile[1]):
         for tokens in _slices(len(student.hidden), plan.tile[0]):
             products = rooms.products(tokens, classes)
@@ -204,22 +209,26 @@ def _gradients(
     return [gradient for sums in gathered for gradient in sums.gradients()]
 
 
-def _within_half(factors: Tensor, sides: tuple[Side, Side]) -> tuple[Tensor, Tensor | None]:
-    """Factors of which the gradients of logits keep digits in float16, and what restores the true size.
+def _unit(sizes: Tensor, student: Side, target: Side, plan: Plan) -> Tensor | None:
+    """What gradients of products are measured in, so that float16 holds them and their sums over a tile's tokens.
 
-    A factor 1/N would push them below its range; at most 256 leaves room for gaps of 255 between the logits.
+    A factor 1/N would push them below its range, a logit scale above. `sizes` are of each token the sum of |factor| *
+    (1 + part): no gradient to logits over the temperature is larger, since w |d - mu| <= sqrt(2 v) <= 1 + v for half a
+    variance v, and q / e + p log(p / q) >= 0 leaves p log(p / q) <= 1 + KL.
     """
-    if all(side.dtype() != torch.float16 for side in sides):
-        return factors, None
-    largest = factors.abs().amax().clamp_min(torch.finfo(factors.dtype).tiny) / 256
-    return factors / largest, largest
+    if torch.float16 not in (student.dtype(), target.dtype()):
+        return None
+    largest = sizes.abs().amax() / min(1.0, plan.divergence.temperature)
+    largest = torch.maximum(largest * student.scale, largest * target.scale)
+    sums = 2**13 / min(plan.tile[0], len(sizes))  # eight times less than float16 holds: hidden states exceed 1
+    return largest.clamp_min(torch.finfo(sizes.dtype).tiny * sums) / sums
 
 
 class _Gathered:
     """Gradients of one side, added up over tiles in at least float32."""
 
-    def __init__(self, side: Side, needs: tuple[bool, ...], plan: Plan, restore: Tensor | None) -> None:
-        self.side, self.mask, self.restore = side, plan.mask, restore
+    def __init__(self, side: Side, needs: tuple[bool, ...], plan: Plan, unit: Tensor | None) -> None:
+        self.side, self.mask, self.unit = side, plan.mask, unit
         self.wanted = any(needs)
         self.dtype = widest(side.hidden, side.head)
         learns_scale = needs[3]
@@ -242,7 +251,7 @@ class _Gathered:
             return
         if self.rows is None:
             rows = self.head[classes]
-            self.rows = rows if rows.dtype == self.dtype and self.restore is None else self._zeros(rows)
+            self.rows = rows if rows.dtype == self.dtype and self.unit is None else self._zeros(rows)
         hidden = self.side.hidden[tokens]
         if self.mask is not None:  # 0 * NaN
             hidden = hidden.masked_fill(~self.mask[tokens].unsqueeze(-1), 0.0)
@@ -252,17 +261,17 @@ class _Gathered:
         """All tokens of these classes were added."""
         if self.head is None or self.rows is None:
             return
-        if self.restore is not None:
-            self.rows.mul_(self.restore)
-        if self.rows.dtype != self.head.dtype or self.restore is not None:
+        if self.unit is not None:
+            self.rows.mul_(self.unit)
+        if self.rows.dtype != self.head.dtype or self.unit is not None:
             self.head[classes] = self.rows
         self.rows = None
 
     def gradients(self) -> list[Tensor | None]:
         """For each field of the side, in the dtype of its input."""
         for x in (self.hidden, self.bias):
-            if x is not None and self.restore is not None:
-                x.mul_(self.restore)
+            if x is not None and self.unit is not None:
+                x.mul_(self.unit)
         side = self.side
         found = (self.hidden, self.head, self.bias, self._to_scale() if self.needs[3] else None)
         like = (side.hidden, side.head, side.bias, side.scale)

@@ -86,7 +86,8 @@ def linear_gkl(
         temperature: T > 0 of the soft cross-entropy.
         prior_temperature: tau > 0 of the sample-wise weights.
         normalizer: as in `gkl_divergence`: "weights", exact over all tokens that take part; "row", each token by its
-            own; "samples"; or a 0-d tensor, from `linear_gkl_normalizer` summed over ranks or micro-batches.
+            own; "samples"; or a 0-d tensor, `linear_gkl_normalizer` summed over ranks or micro-batches times
+            this call's share of all tokens.
         tile: tokens and classes whose logits are held at a time; `None` is (512, 2048) on a CPU and (2048, 8192), 64
             MiB in float32, on a device.
         reduction: "none" (*), "mean" over the tokens that take part (0 if none does), or "sum".

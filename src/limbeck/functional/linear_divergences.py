@@ -42,7 +42,7 @@ def linear_kl(
         head: as in `linear_gkl`.
         target_hidden: as in `linear_gkl`.
         target_head: as in `linear_gkl`.
-        labels: integers (*), read for `ignore_index` alone.
+        labels: integers (*) in [0, C) or `ignore_index`, for which alone they are read.
         mask: as in `linear_gkl`.
         ignore_index: as in `linear_gkl`.
         bias: as in `linear_gkl`.
@@ -112,7 +112,7 @@ def linear_soft_cross_entropy(
         head: as in `linear_gkl`.
         target_hidden: as in `linear_gkl`.
         target_head: as in `linear_gkl`.
-        labels: integers (*), read for `ignore_index` alone.
+        labels: integers (*) in [0, C) or `ignore_index`, for which alone they are read.
         mask: as in `linear_gkl`.
         ignore_index: as in `linear_gkl`.
         bias: as in `linear_gkl`.
@@ -187,7 +187,7 @@ def linear_js(
         target_hidden: as in `linear_gkl`.
         target_head: as in `linear_gkl`.
         beta: share of the target in the mixture, in [0, 1].
-        labels: integers (*), read for `ignore_index` alone.
+        labels: integers (*) in [0, C) or `ignore_index`, for which alone they are read.
         mask: as in `linear_gkl`.
         ignore_index: as in `linear_gkl`.
         bias: as in `linear_gkl`.

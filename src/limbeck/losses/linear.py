@@ -256,7 +256,7 @@ class _TemperedLinearLoss(LinearLoss):
         bias: Tensor | None = None,
         target_bias: Tensor | None = None,
     ) -> Tensor:
-        """(*, D), (C, D), (*, E), (C, E); `labels` (*) are read for `ignore_index` alone."""
+        """(*, D), (C, D), (*, E), (C, E); of `labels` (*) only `ignore_index` is read."""
         return self._divergence(
             hidden,
             head,
