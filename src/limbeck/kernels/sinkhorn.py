@@ -40,10 +40,11 @@ def _forward(
     padding = (0, block - classes) * 2
     matrices = (F.pad(matrix, padding) for matrix in (kernel, kernel_cost))
     kept = log_a.new_empty((rows, iterations, 2, block) if wanted else (0,))
-    sinkhorn_rows.sweep_rows[(rows,)](
-        log_a, log_b, *matrices, value, to_a, to_b, kept, classes, iterations,
-        CLASSES=block, PUBLISHED=published, WANTED=wanted, num_warps=min(16, max(1, block * block // 1024)),
-    )  # fmt: skip
+    with sizes.on(log_a.device):
+        sinkhorn_rows.sweep_rows[(rows,)](
+            log_a, log_b, *matrices, value, to_a, to_b, kept, classes, iterations,
+            CLASSES=block, PUBLISHED=published, WANTED=wanted, num_warps=min(16, max(1, block * block // 1024)),
+        )  # fmt: skip
     return value, to_a, to_b
 
 
