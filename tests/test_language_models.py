@@ -195,6 +195,13 @@ def gradients_of_the_guide(rows: slice, wrap: bool) -> list[Tensor]:
     return [weights.grad for weights in student.parameters()]
 
 
+def test_a_batch_without_any_label_adds_nothing_by_the_module_of_the_guide():
+    student, teacher = gpt2(16), gpt2(24)
+    module = code_of_the_guide()["Distillation"](student, teacher.lm_head.weight.detach(), weight_power=0.3)
+    value = module(TOKENS, states(teacher).detach(), torch.full_like(LABELS, IGNORED))
+    assert value == 0
+
+
 def rank_of_two(rank: int, folder: str) -> None:
     """One of two ranks, with one row of text and with two, whose tokens that count are 4 and 15."""
     torch.set_num_threads(1)
