@@ -85,6 +85,17 @@ def test_one_row_that_is_no_number_makes_the_batch_none() -> None:
     assert values.isnan().all()
 
 
+@pytest.mark.parametrize("classes", [9, 1500])
+@pytest.mark.parametrize("function", [gkl_divergence, kl_divergence])
+def test_a_logit_that_is_no_number_is_no_infinity(function: Callable[..., Tensor], classes: int) -> None:
+    for side in (0, 1):
+        sides = draw(2, classes)
+        sides[side][1, 3] = torch.nan
+        values = function(*sides, reduction="none", impl="triton")
+        assert values[0].isfinite()
+        assert values[1].isnan()
+
+
 def test_second_derivatives_never_ask_for_the_kernel_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU "auto" is the kernel, whose second derivative would be its own for ever."""
     asked = []

@@ -103,15 +103,19 @@ def long_rows(
     if MASK:
         live = tl.load(mask_ptr + row) != 0
         end = tl.where(live, end, begin)
-    whole = begin + tl.maximum(end - begin, 0) // TILE * TILE
+    whole = begin + tl.maximum(end - begin, 0) // (2 * TILE) * (2 * TILE)
     ref = first_gap(s_row, t_row, live)
     refs = tl.zeros((LANES,), tl.float32) + ref
     lane, entry = tl.arange(0, LANES)[:, None], tl.arange(0, V)[None, :]
     # A lane reads neighbours where they can be loaded as one vector; otherwise the lanes of a warp are neighbours.
     column = lane * V + entry if ALIGN >= V else entry * LANES + lane
     state = nothing(LANES, MODE)
-    for start in tl.range(begin, whole, TILE):
-        s, t, raw = tile(s_row + start + column, t_row + start + column, w_row + start + column, None, MODE, MSE)
+    for start in tl.range(begin, whole, 2 * TILE):
+        at = start + column
+        s, t, raw = tile(s_row + at, t_row + at, w_row + at, None, MODE, MSE)
+        at += TILE
+        s_next, t_next, raw_next = tile(s_row + at, t_row + at, w_row + at, None, MODE, MSE)
+        s, t, raw = side_by_side(s, s_next), side_by_side(t, t_next), side_by_side(raw, raw_next)
         state = absorb(state, s, t, raw, refs, k, k_weight, power, MODE, KIND, MSE, CE)
     for start in tl.range(whole, end, TILE):
         at = start + column
@@ -126,6 +130,12 @@ def long_rows(
     else:
         write(one, rows_ptr + row * SPLITS + split + here, samples * SPLITS, here == 0)
         tl.store(rows_ptr + 11 * samples * SPLITS + row * SPLITS + split + here, ref)
+
+
+@triton.jit
+def side_by_side(first, second):
+    """Two tiles as one, each lane's entries still in the lane: what is done once per step is done half as often."""
+    return tl.reshape(tl.join(first, second), (first.shape[0], 2 * first.shape[1]))
 
 
 @triton.jit

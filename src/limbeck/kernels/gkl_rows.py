@@ -74,8 +74,8 @@ def absorb(
             x -= tl.maximum((t - t_top[:, None]) * k, -FAR)
             shift -= tl.maximum(rise * k, -FAR)
         cross = (cross + tl.where(t_mass > 0, t_mass * shift, 0.0)) * scale + tl.sum(p * x, 1)
-        excluded = s == -float("inf")
-        lost = lost * scale + tl.sum(tl.where(excluded, p, 0.0), 1)
+        if not (MSE and MODE == SHARED):  # where it is what `apart` counts
+            lost = lost * scale + tl.sum(tl.where(s == -float("inf"), p, 0.0), 1)
         t_mass = t_mass * scale + tl.sum(p, 1)
     if MSE:
         u, top, scale = weights(raw, s, t, p, t_top, rise, u_top, k, k_weight, power, MODE)
@@ -181,6 +181,8 @@ def summary(state, ref, k, power, MODE: tl.constexpr, KIND: tl.constexpr, MSE: t
     s_top, s_mass, t_top, t_mass, cross, lost, u_top, mass, mean, m2, apart = state
     s_log, t_log, nats = tl.zeros_like(mass), tl.zeros_like(mass), tl.zeros_like(mass)
     u_log, w_log, spread = tl.zeros_like(mass), tl.zeros_like(mass), tl.zeros_like(mass)
+    if MSE and MODE == SHARED:
+        lost = apart
     if CE:
         s_log, t_log = tl.log2(s_mass), tl.log2(t_mass)
         empty = (s_mass == 0) & (t_mass == 0)  # a row that is left out
@@ -188,7 +190,7 @@ def summary(state, ref, k, power, MODE: tl.constexpr, KIND: tl.constexpr, MSE: t
         nats = (s_log - t_log - cross if KIND == KL else s_log - cross) * LOG_2
         if KIND != GKL:
             mean = tl.where(lost > 0, -float("inf"), cross)
-        nats = tl.where(empty, 0.0, tl.where(lost > 0, float("inf"), nats))
+        nats = tl.where(empty, 0.0, nats + tl.where(lost > 0, float("inf"), 0.0))  # NaN remains NaN
     if MSE:
         mean = tl.where(apart > 0, float("inf"), ref + mean)
         w_log = tl.log2(mass)
