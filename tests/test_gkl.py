@@ -37,9 +37,11 @@ def assert_equal(value: Tensor, expected: Tensor, inputs: tuple[Tensor, ...], to
         assert (got - wanted).abs().max() <= tolerance * max(1.0, wanted.abs().max().item())
 
 
-@pytest.fixture(params=["fused", "blocks", "composed"])
+@pytest.fixture(params=["at once", "block", "blocks", "composed"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The same claims for gradients made in the forward pass, in one block and in many, and for plain operations."""
+    """The same claims for gradients made in the forward pass, at once, in one block, in many, and plain operations."""
+    if request.param in ("block", "blocks"):
+        monkeypatch.setattr(_blocks, "ONE_BLOCK", 0)
     if request.param == "blocks":
         monkeypatch.setattr(_blocks, "_block_elements", lambda: 10)
     if request.param == "composed":

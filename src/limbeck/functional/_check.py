@@ -50,14 +50,14 @@ def check_pair(logits: Tensor, target_logits: Tensor, *, names: tuple[str, str] 
 
 def check_positive(name: str, value: float | Tensor) -> None:
     """A float above 0; of a tensor only the shape and dtype are looked at, since its value lives on the device."""
-    if isinstance(value, Tensor):
-        if value.dim() != 0 or not value.is_floating_point():
-            got = f"shape {tuple(value.shape)} of {value.dtype}"
-            raise ValueError(f"`{name}` expected a float or a 0-d floating tensor, got {got}")
-    elif not isinstance(value, (int, float)):
+    if isinstance(value, (int, float)):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"`{name}` expected a finite number above 0, got {value}")
+    elif not isinstance(value, Tensor):
         raise TypeError(f"`{name}` expected a number above 0, got {value!r}")
-    elif not 0 < value < float("inf"):
-        raise ValueError(f"`{name}` expected a finite number above 0, got {value}")
+    elif value.dim() != 0 or not value.is_floating_point():
+        got = f"shape {tuple(value.shape)} of {value.dtype}"
+        raise ValueError(f"`{name}` expected a float or a 0-d floating tensor, got {got}")
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

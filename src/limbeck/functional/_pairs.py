@@ -127,10 +127,9 @@ class _Fused(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place below, so that they serve once
         if gradients is None:
             gradients = evaluate(*_saved(ctx), needs)[1]
-        first, second = (
-            None if gradient is None else _scaled(gradient, grad_outputs[0], dtype)
-            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
-        )
+        (first, second), (dtype, target_dtype), factor = gradients, ctx.dtypes, grad_outputs[0]
+        first = None if first is None else _scaled(first, factor, dtype)
+        second = None if second is None else _scaled(second, factor, target_dtype)
         return first, second, None, None, None
 
 

@@ -197,7 +197,7 @@ def fill_rows(out: Tensor, weights: Weights, target_logits: Tensor, start: int) 
     """Write the rows from `start` on into `out`; return their sums, (rows, 1)."""
     prior, labels, power, temperature = weights
     if prior is not None and labels is not None:
-        part = labels[start : start + len(out)]
+        part = labels if len(labels) == len(out) else labels[start : start + len(out)]
         try:  # on a CPU the read checks the range by itself
             torch.index_select(prior, 0, part, out=out)
         except IndexError:

@@ -96,7 +96,7 @@ class ClassWiseLoss(DivergenceLoss):
                 "for (N, C, H, W) pass `logits.movedim(1, -1)`"
             )
         if not torch.compiler.is_compiling() and self._observations == 0:
-            self._forwards_unfed += 1
+            self.__dict__["_forwards_unfed"] += 1  # a module's own way of setting takes as long as several operations
             if self._forwards_unfed == FORWARDS_BEFORE_WARNING and int(prior.refreshes) == 0:
                 _warn_uniform(
                     f"was called {self._forwards_unfed} times and never fed",
