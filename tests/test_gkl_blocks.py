@@ -82,6 +82,42 @@ def test_values_and_gradients_do_not_depend_on_the_block(
             assert torch.allclose(got, exact, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("offset", [1e4, -1e6])
+@pytest.mark.parametrize("power", [0.3, 1, 3])
+def test_a_common_offset_of_logits_costs_no_digits(offset: float, power: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = (3 * torch.randn(2, 6, 103, generator=generator) + offset).unbind()
+    found, exact = [], []
+    for into, dtype in ((found, torch.float32), (exact, torch.float64)):
+        student, target = (x.to(dtype).requires_grad_() for x in drawn)
+        value = functional.gkl_divergence(student, target, weight_power=power, prior_temperature=1.7)
+        into += [value, *gradients(value, student, target)]
+    for ours, wanted in zip(found, exact, strict=True):
+        assert (ours.double() - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_many_incoming_gradients_at_once_are_as_one_after_another(reduction: str) -> None:
+    student, target, table, labels = batch()
+    value = functional.gkl_divergence(student, target, table, labels=labels, reduction=reduction)
+    incoming = torch.randn(3, *value.shape, dtype=torch.float64)
+    one_by_one = [torch.autograd.grad(value, (student, target), each, retain_graph=True) for each in incoming]
+    at_once = torch.autograd.grad(value, (student, target), incoming, is_grads_batched=True)
+    for found, wanted in zip(at_once, zip(*one_by_one, strict=True), strict=True):
+        assert torch.allclose(found, torch.stack(wanted))
+
+
+def test_labels_and_masks_may_come_from_inference_mode() -> None:
+    student, target, table, labels = batch()
+    mask = torch.arange(len(labels)) != 2
+    wanted = gradients(functional.gkl_divergence(student, target, table, labels=labels, mask=mask), student)
+    with torch.inference_mode():
+        table, labels, mask = table.clone(), labels.clone(), mask.clone()
+    assert torch.equal(
+        gradients(functional.gkl_divergence(student, target, table, labels=labels, mask=mask), student)[0], wanted[0]
+    )
+
+
 @pytest.mark.parametrize("samples", [1, 2, 33, 512, 4096])
 @pytest.mark.parametrize("classes", [2, 100, 1000, 40_000])
 @pytest.mark.parametrize("elements", [2**15, 2**18])

@@ -112,9 +112,8 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         value, ctx.gradients = evaluate(logits, target_logits, weights, mask, terms, ctx.needs_input_grad[:2])
         prior, labels, *ctx.powers = weights
-        if prior is not None and prior.is_inference():
-            prior = prior.clone()
-        ctx.save_for_backward(logits, target_logits, prior, labels, mask)
+        others = (x.clone() if x is not None and x.is_inference() else x for x in (prior, labels, mask))
+        ctx.save_for_backward(logits, target_logits, *others)
         ctx.terms = terms
         ctx.dtypes = (logits.dtype, target_logits.dtype)
         return value
@@ -139,8 +138,12 @@ def _saved(ctx: Any) -> tuple[Tensor, Tensor, Weights, Tensor | None, Terms]:
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient times that of the value, which is 0-d or has a number per sample; in place."""
-    if factor.dim() != 0:
+    """The gradient times that of the value, which is 0-d or has a number per sample; in place, where there is one."""
+    if torch._C._functorch.is_legacy_batchedtensor(
+        factor
+    ):  # `is_grads_batched`, of which vectorized Jacobians are made
+        gradient = gradient * (factor.unsqueeze(-1) if factor.dim() != 0 else factor)
+    elif factor.dim() != 0:
         gradient.mul_(factor.unsqueeze(-1))
     elif factor.device.type != "cpu" or factor.item() != 1:  # else not read and written once more
         gradient.mul_(factor)

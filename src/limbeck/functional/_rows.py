@@ -205,15 +205,16 @@ def fill_rows(out: Tensor, weights: Weights, target_logits: Tensor, start: int) 
             raise
         return (out if power == 1 else out.pow_(power)).sum(-1, True)
     scores, scale = target_logits.to(out.dtype), LOG2_E / float(temperature)
-    largest = scores.amax(-1, True)
-    total = _exp2(scores, largest, scale, out).sum(-1, True)
+    shift = scores.amax(-1, True).mul_(-scale)
+    total = _exponents(scores, shift, scale, out).exp2_().sum(-1, True)
     if power == 1:
         out.mul_(total.reciprocal())
         return torch.ones_like(total)
-    # pow() is slower than a second exp2()
-    return _exp2(scores, largest.add_(total.log2_(), alpha=1 / scale), power * scale, out).sum(-1, True)
+    # pow() is slower than a second exp2(). The sum joins exponents that begin at 0: beside large logits it would round.
+    exponents = _exponents(scores, shift, scale, out)
+    return torch.add(total.log2_().mul_(-power), exponents, alpha=power, out=out).exp2_().sum(-1, True)
 
 
-def _exp2(logits: Tensor, shift: Tensor, scale: float, out: Tensor) -> Tensor:
-    """2 ** (scale * (logits - shift)), the exponent rounded once."""
-    return torch.add(shift * -scale, logits, alpha=scale, out=out).exp2_()
+def _exponents(logits: Tensor, shift: Tensor, scale: float, out: Tensor) -> Tensor:
+    """Of base 2: scale * logits + shift, rounded once."""
+    return torch.add(shift, logits, alpha=scale, out=out)
