@@ -131,9 +131,9 @@ def main() -> None:
         others = [student_of(name, options[best], s, teacher, lessons, texts) for s in range(1, given.seeds)]
         kept += [first[best], *others]
         print(*first, *others, sep="\n", flush=True)
+        if given.csv:  # loss by loss: the whole takes long
+            write([*(row for row in tried if row not in kept), *kept], given.csv, {"rows": len(texts[0])})
     print(table(kept))
-    if given.csv:
-        write([*(row for row in tried if row not in kept), *kept], given.csv, {"rows": len(texts[0])})
 
 
 if __name__ == "__main__":

@@ -103,6 +103,15 @@ def test_dtypes_may_be_mixed() -> None:
     torch.testing.assert_close(found[1], torch.autograd.grad(expected, mixed[1])[0], rtol=1e-4, atol=1e-6)
 
 
+def test_a_float16_teacher_leaves_a_float32_student_its_gradients() -> None:
+    hidden, head, *target = sides_of(10, 4, 30)
+    halved = [x.detach().half() for x in target]
+    found = torch.autograd.grad(functional.linear_kl(hidden, head, *halved, tile=(4, 8)), (hidden, head))
+    dense = functional.kl_divergence(hidden @ head.T, halved[0] @ halved[1].T)
+    for x, y in zip(found, torch.autograd.grad(dense, (hidden, head)), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-2, atol=1e-4)
+
+
 def test_autocast_does_not_reach_inside() -> None:
     sides = sides_of(10, 4, 30)
     outside = functional.linear_gkl(*sides)
