@@ -25,7 +25,7 @@ Loss = Callable[[Tensor, Tensor, "Case"], Tensor]
 POWER, TEMPERATURE, MSE_WEIGHT = 0.3, 4.0, 4.0
 GKL: dict[str, Any] = {"mse_weight": MSE_WEIGHT, "temperature": TEMPERATURE}
 TABLE_BYTES = 8 * 2**30
-PAIR_BYTES = {"cpu": 2**26, "cuda": 8 * 2**30}  # it needs several of them
+PAIR_BYTES = {"cpu": 2**26, "cuda": 4 * 2**30}  # it needs several of them, and a graph of it as many again
 
 
 class Case(NamedTuple):

@@ -110,14 +110,14 @@ def cuda() -> Device:
         driver = subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout.split("\n")[0].strip()
     except (OSError, subprocess.SubprocessError):
         driver = ""
-    pool = torch.cuda.graph_pool_handle()  # shared: a replay needs nothing that another left behind
+    pools = [torch.cuda.graph_pool_handle()]  # graphs share the last: a replay needs nothing that another left behind
     return Device(
         "cuda",
         properties.name,
         f"CUDA {torch.version.cuda}, driver {driver or 'unknown'}",
         properties.L2_cache_size,
         512 * 2**20,
-        lambda steps, around: _graph(steps, around, pool),
+        lambda steps, around: _graph(steps, around, pools),
         _between_events,
         _until_done,
         _allocated,
@@ -125,7 +125,7 @@ def cuda() -> Device:
     )
 
 
-def _graph(steps: Sequence[Step], around: Around, pool: tuple[int, int]) -> tuple[Step, str]:
+def _graph(steps: Sequence[Step], around: Around, pools: list[tuple[int, int]]) -> tuple[Step, str]:
     """Capture the steps, after three calls on a stream of their own, as capturing asks for."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -134,17 +134,22 @@ def _graph(steps: Sequence[Step], around: Around, pool: tuple[int, int]) -> tupl
             for step in steps:
                 step()
     torch.cuda.current_stream().wait_stream(side)
-    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with around(), torch.cuda.graph(graph, pool=pool):
-            for step in steps:
-                step()
-    except RuntimeError as error:
-        torch.cuda.set_stream(before)  # a capture that fails leaves its own behind
-        torch.cuda.synchronize()
-        print(f"    no CUDA graph ({str(error).splitlines()[0][:80]}): eager calls between events")
-        return _loop(steps, around)
-    return graph.replay, "graph"
+    reason, before = "", torch.cuda.current_stream()
+    for _ in range(2):  # once more with a pool of its own: one whose graphs are all gone may take no other
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with around(), torch.cuda.graph(graph, pool=pools[-1]):
+                for step in steps:
+                    step()
+        except Exception as error:  # whatever others' code may raise
+            torch.cuda.set_stream(before)  # a capture that fails leaves its own behind, and its pool in use
+            torch.cuda.synchronize()
+            pools.append(torch.cuda.graph_pool_handle())
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
+        else:
+            return graph.replay, "graph"
+    print(f"    no CUDA graph ({reason}): eager calls between events")
+    return _loop(steps, around)
 
 
 def _between_events(call: Step, count: int) -> float:

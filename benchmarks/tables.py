@@ -30,7 +30,8 @@ def of_shape(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.get("median_us") and row is not copy:
             pairs.setdefault((row["contender"], row["teacher"]), {})[row["what"]] = row
-    lines = [_line(name, teacher, found[FORWARD], found[BOTH]) for (name, teacher), found in pairs.items()]
+    timed = {key: found for key, found in pairs.items() if FORWARD in found and BOTH in found}
+    lines = [_line(name, teacher, found[FORWARD], found[BOTH]) for (name, teacher), found in timed.items()]
     head = ("", "teacher", "forward", "copy", "both", "spread", "GB/s", "copy", "wall", "extra", "error", "how")
     said = [f"  {row['contender']}, teacher {row['teacher']}: {row['note']}" for row in rows if row["note"]]
     where = "device time in CUDA graphs" if copy["how"] == "graph" else "time of eager calls"

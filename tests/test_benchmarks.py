@@ -146,14 +146,15 @@ class FakeCuda:
     """Counts bytes and streams as torch.cuda does; a capture refuses what waits for the device."""
 
     def __init__(self, monkeypatch, capturing=True):
-        self.said, self.current, self.capturing = [], "default", capturing
+        self.said, self.current, self.capturing, self.pools = [], "default", capturing, []
+        self.spoilt = set()
         memory = {"memory_allocated": lambda: 100, "max_memory_allocated": lambda: 100 + 8 * 40}
         calls = {
             "current_device": lambda: 0,
             "get_device_properties": lambda device: types.SimpleNamespace(
                 name="NVIDIA H100 80GB HBM3", L2_cache_size=4096
             ),
-            "graph_pool_handle": lambda: (0, 1),
+            "graph_pool_handle": lambda: (0, self.pools.append(True) or len(self.pools)),
             "Stream": lambda: types.SimpleNamespace(name="side", wait_stream=self.say("waits")),
             "current_stream": lambda: types.SimpleNamespace(name=self.current, wait_stream=self.say("waits")),
             "set_stream": lambda stream: setattr(self, "current", stream.name),
@@ -175,7 +176,7 @@ class FakeCuda:
     def graph(self, graph, pool):
         self.current = "capture"
         yield
-        if not self.capturing:
+        if not self.capturing or pool in self.spoilt:
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
         self.current = "default"
 
@@ -204,6 +205,30 @@ def test_what_cannot_be_captured_is_timed_eagerly_on_the_stream_from_before(monk
     assert (how, fake.current) == ("eager", "default")
     assert "no CUDA graph (operation not permitted when stream is capturing): eager calls" in capsys.readouterr().out
     call()
+
+
+def test_a_pool_that_takes_no_graph_any_more_is_replaced(monkeypatch, capsys):
+    fake, gpu = on_fake_cuda(monkeypatch)
+    for _ in range(2):
+        fake.spoilt = {(0, len(fake.pools))}
+        assert gpu.prepare([lambda: None], nullcontext)[1] == "graph"
+    assert len(fake.pools) == 3
+    assert capsys.readouterr().out == ""
+
+
+def test_what_fails_while_it_is_timed_loses_its_time_alone(device):
+    calls = iter(range(10**6))
+
+    def wall(step):
+        if next(calls) == 3:
+            raise RuntimeError("out of memory")
+        return device.wall(step)
+
+    given = [*contenders.plain(), *contenders.own(learning=False, kernels=())[:1]]
+    found = measure.measure(device._replace(wall=wall), given, (5, 3), "fp32", seconds=0)
+    assert [row["note"] for row in found] == ["", "", "", "RuntimeError: out of memory", "", "", ""]
+    assert [bool(row.get("median_us")) for row in found] == [True] * 3 + [False] + [True] * 3
+    assert "brute force, teacher frozen: RuntimeError" in tables.of_shape(found)
 
 
 def test_the_peak_is_above_what_was_there_less_what_is_returned(monkeypatch):

@@ -84,9 +84,10 @@ def test_values_and_gradients_do_not_depend_on_the_block(
 
 @pytest.mark.parametrize("offset", [1e4, -1e6])
 @pytest.mark.parametrize("power", [0.3, 1, 3])
-def test_a_common_offset_of_logits_costs_no_digits(offset: float, power: float) -> None:
+@pytest.mark.parametrize("classes", [103, 3001])
+def test_a_common_offset_of_logits_costs_no_digits(offset: float, power: float, classes: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = (3 * torch.randn(2, 6, 103, generator=generator) + offset).unbind()
+    drawn = (3 * torch.randn(2, 6, classes, generator=generator) + offset).unbind()
     found, exact = [], []
     for into, dtype in ((found, torch.float32), (exact, torch.float64)):
         student, target = (x.to(dtype).requires_grad_() for x in drawn)
