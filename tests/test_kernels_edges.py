@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck import kernels
 from limbeck.functional import gkl_divergence, js_divergence, kl_divergence, reverse_kl_divergence, soft_cross_entropy
 
 pytest.importorskip("triton")
@@ -117,6 +118,8 @@ def test_grids_and_offsets_fit() -> None:
     for classes in (1, 1000, 2**27, 2**27 + 1, 2**30):
         assert -(-classes // sizes.gradient_block(classes)) <= 65_535
     assert sizes.gradient_block(32_000) == sizes.GRADIENT_PAIRS
+    assert kernels.why_not("gkl", torch.zeros(1, device=DEVICE).expand(1, 2**30)) is None
+    assert "32 bits" in str(kernels.why_not("gkl", torch.zeros(1, device=DEVICE).expand(1, 2**30 + 1)))
 
 
 @pytest.mark.parametrize("function", [gkl_divergence, js_divergence])

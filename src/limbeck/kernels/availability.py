@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 KERNELS = ("gkl", "kl", "js", "sinkhorn")
 FEW_CLASSES = 128  # Sinkhorn: a matrix of 128 x 128 is 32 numbers in each of 512 threads; of 256 x 256, all registers
+MOST_CLASSES = 2**30  # of one row, along which kernels count in 32 bits
 OLDEST = (8, 0)  # compute capability from which bfloat16 is computed
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,6 +45,8 @@ def why_not(name: str, *tensors: Tensor) -> str | None:
             return f"{type(tensor).__name__}: kernels take plain tensors"
         if tensor.dim() == 0:
             return "a temperature that is a tensor, of which the kernel would give no gradient"
+        if tensor.is_floating_point() and tensor.shape[-1] > MOST_CLASSES:
+            return f"more than 2^30 classes, {tensor.shape[-1]}: along a row kernels count in 32 bits"
     if name == "sinkhorn" and any(tensor.shape[-1] > FEW_CLASSES for tensor in tensors):
         return f"more than {FEW_CLASSES} classes: a program holds the matrix of all pairs in its registers"
     if torch._C._are_functorch_transforms_active():

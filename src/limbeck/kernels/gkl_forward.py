@@ -15,6 +15,13 @@ def multiple(x, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def columns(ALIGN: tl.constexpr, LANES: tl.constexpr, V: tl.constexpr):
+    """A lane reads neighbours where they can be loaded as one vector; otherwise the lanes of a warp are neighbours."""
+    lane, entry = tl.arange(0, LANES)[:, None], tl.arange(0, V)[None, :]
+    return lane * V + entry if ALIGN >= V else entry * LANES + lane
+
+
+@triton.jit
 def weight_row(row, labels_ptr, inside, classes, LABELS: tl.constexpr):
     """Which row of the weights a sample has. A label out of range reads the nearest row and is reported later."""
     if LABELS:
@@ -106,9 +113,7 @@ def long_rows(
     whole = begin + tl.maximum(end - begin, 0) // (2 * TILE) * (2 * TILE)
     ref = first_gap(s_row, t_row, live)
     refs = tl.zeros((LANES,), tl.float32) + ref
-    lane, entry = tl.arange(0, LANES)[:, None], tl.arange(0, V)[None, :]
-    # A lane reads neighbours where they can be loaded as one vector; otherwise the lanes of a warp are neighbours.
-    column = lane * V + entry if ALIGN >= V else entry * LANES + lane
+    column = columns(ALIGN, LANES, V)
     state = nothing(LANES, MODE)
     for start in tl.range(begin, whole, 2 * TILE):
         at = start + column

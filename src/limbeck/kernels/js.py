@@ -96,7 +96,7 @@ def _short(logits: Tensor, target_logits: Tensor, stats: Tensor, scale: float, s
     sums = stats.new_empty((3, rows))
     js_rows.short_rows[(_ceil(rows, each),)](
         logits, target_logits, stats, sums, rows, classes, logits.stride(0), target_logits.stride(0), scale, *shares,
-        ROWS=each, CLASSES=block, num_warps=max(4, block // 512),
+        ALIGN=_alignment(logits, target_logits), ROWS=each, CLASSES=block, num_warps=max(4, block // 512),
     )  # fmt: skip
     return sums
 
@@ -112,6 +112,8 @@ def _long(
     sums = stats.new_empty((3, rows * pieces))
     strides = logits.stride(0), target_logits.stride(0)
     tile: dict[str, int] = {"LANES": sizes.LANES, "WIDTH": width, "num_warps": sizes.LANES // 32}
+    align = _alignment(logits, target_logits)
+    tile["ALIGN"] = align if align >= width else 1  # less than a whole vector would mix up which lane reads what
     grid = (rows * pieces,)
     if pieces > 1:
         js_rows.scale_pieces[grid](logits, target_logits, found, pieces, size, classes, *strides, scale, **tile)
@@ -164,13 +166,18 @@ def _backward(
             grad, logits, target_logits, stats, *gradients, rows, classes, blocks,
             grad.stride(0) if grad.numel() > 1 else 0, logits.stride(0), target_logits.stride(0),
             LOG2_E / temperature, *shares_of(beta)[2:], factor / (LOG2_E * temperature),
-            ROWS=each, CLASSES=block, TO_S=to_logits, TO_T=to_target,
+            ALIGN=_alignment(logits, target_logits), ROWS=each, CLASSES=block, TO_S=to_logits, TO_T=to_target,
         )  # fmt: skip
     return gradients
 
 
 def _like(side: Tensor, wanted: bool) -> Tensor:
     return torch.empty(side.shape if wanted else (0,), dtype=side.dtype, device=side.device)
+
+
+def _alignment(logits: Tensor, target_logits: Tensor) -> int:
+    """What the starts of rows are multiples of: 1000 classes, no multiple of 16, still are whole vectors."""
+    return math.gcd(16, logits.shape[1], logits.stride(0), target_logits.stride(0))
 
 
 def _ceil(number: int, of: int) -> int:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from limbeck.kernels.gkl_forward import columns, multiple
+
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # the largest of no classes; finite, so that -inf minus it is -inf
 ZERO_BITS = tl.constexpr(-4096.0)  # 2^-4096 is 0, and the difference of two such numbers is finite
 SMALL_GAP = tl.constexpr(0.36)  # bits, a quarter of a nat, below which the series is taken
@@ -97,9 +99,10 @@ def _joined(largest, total, scale):
 @triton.jit
 def short_rows(
     s_ptr, t_ptr, stats_ptr, sums_ptr, rows, classes, s_stride, t_stride, scale, share, rest, log_share, log_rest,
-    ROWS: tl.constexpr, CLASSES: tl.constexpr,
+    ALIGN: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """Some whole rows at once: each logit is read once and stays in a register."""
+    classes, s_stride, t_stride = multiple(classes, ALIGN), multiple(s_stride, ALIGN), multiple(t_stride, ALIGN)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, CLASSES)
     there = row < rows
@@ -136,22 +139,23 @@ def _keep_sums(ptr, place, count, value, from_s, from_t, mask):
 @triton.jit
 def scale_pieces(
     s_ptr, t_ptr, pieces_ptr, pieces, piece_size, classes, s_stride, t_stride, scale,
-    LANES: tl.constexpr, WIDTH: tl.constexpr,
+    ALIGN: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The largest logit and the sum of a piece of a row, of both sides: (4, rows * pieces)."""
+    classes, s_stride, t_stride = multiple(classes, ALIGN), multiple(s_stride, ALIGN), multiple(t_stride, ALIGN)
     row, piece = tl.program_id(0) // pieces, tl.program_id(0) % pieces
     start = piece * piece_size
     end = tl.minimum(start + piece_size, classes)
     s_ptr += row.to(tl.int64) * s_stride
     t_ptr += row.to(tl.int64) * t_stride
-    s_max, s_sum, t_max, t_sum = _scales(s_ptr, t_ptr, start, end, scale, LANES, WIDTH)
+    s_max, s_sum, t_max, t_sum = _scales(s_ptr, t_ptr, start, end, scale, ALIGN, LANES, WIDTH)
     _keep(pieces_ptr, tl.program_id(0), tl.num_programs(0), s_max, s_sum, t_max, t_sum, True)
 
 
 @triton.jit
-def _scales(s_ptr, t_ptr, start, end, scale, LANES: tl.constexpr, WIDTH: tl.constexpr):
+def _scales(s_ptr, t_ptr, start, end, scale, ALIGN: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr):
     """The largest logit and the sum of 2^x: each lane has its own, and reads WIDTH neighbouring classes at a time."""
-    place = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    place = columns(ALIGN, LANES, WIDTH)
     s_max = tl.full((LANES,), LOWEST, tl.float32)
     t_max = s_max
     s_sum = tl.zeros((LANES,), tl.float32)
@@ -177,9 +181,10 @@ def _with_more(largest, total, x, scale):
 def long_rows(
     s_ptr, t_ptr, stats_ptr, sums_ptr, pieces_ptr, pieces, piece_size, classes, s_stride, t_stride,
     scale, share, rest, log_share, log_rest,
-    LANES: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr,
+    ALIGN: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """A piece of a row: with one piece, a first pass finds its scale; with more, `scale_pieces` has found them."""
+    classes, s_stride, t_stride = multiple(classes, ALIGN), multiple(s_stride, ALIGN), multiple(t_stride, ALIGN)
     programs = tl.num_programs(0)
     row, piece = tl.program_id(0) // pieces, tl.program_id(0) % pieces
     rows = programs // pieces
@@ -188,7 +193,7 @@ def long_rows(
     s_ptr += row.to(tl.int64) * s_stride
     t_ptr += row.to(tl.int64) * t_stride
     if PIECES == 1:
-        s_max, s_sum, t_max, t_sum = _scales(s_ptr, t_ptr, start, end, scale, LANES, WIDTH)
+        s_max, s_sum, t_max, t_sum = _scales(s_ptr, t_ptr, start, end, scale, ALIGN, LANES, WIDTH)
     else:
         each = tl.arange(0, PIECES)
         pieces_ptr += row * pieces + each
@@ -197,8 +202,9 @@ def long_rows(
         t_max, t_sum = _piece(pieces_ptr + programs + programs, programs, there, scale)
     s_log, t_log = _log2_or_nan(s_sum), _log2_or_nan(t_sum)
     value, from_s, from_t = _sums(
-        s_ptr, t_ptr, start, end, s_max, t_max, s_log, t_log, scale, share, rest, log_share, log_rest, LANES, WIDTH
-    )
+        s_ptr, t_ptr, start, end, s_max, t_max, s_log, t_log, scale, share, rest, log_share, log_rest,
+        ALIGN, LANES, WIDTH,
+    )  # fmt: skip
     _keep(stats_ptr, row, rows, s_max, s_log, t_max, t_log, piece == 0)
     _keep_sums(sums_ptr, tl.program_id(0), programs, value, from_s, from_t, True)
 
@@ -211,10 +217,10 @@ def _piece(ptr, count, there, scale):
 @triton.jit
 def _sums(
     s_ptr, t_ptr, start, end, s_max, t_max, s_log, t_log, scale, share, rest, log_share, log_rest,
-    LANES: tl.constexpr, WIDTH: tl.constexpr,
+    ALIGN: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The second pass."""
-    place = tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    place = columns(ALIGN, LANES, WIDTH)
     value = tl.zeros((LANES,), tl.float32)
     from_s = value
     from_t = value
@@ -266,9 +272,10 @@ def add_totals(totals_ptr, value_ptr, count, SIZE: tl.constexpr):
 def row_gradients(
     grad_ptr, s_ptr, t_ptr, stats_ptr, to_s_ptr, to_t_ptr,
     rows, classes, blocks, grad_stride, s_stride, t_stride, scale, log_share, log_rest, factor,
-    ROWS: tl.constexpr, CLASSES: tl.constexpr, TO_S: tl.constexpr, TO_T: tl.constexpr,
+    ALIGN: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, TO_S: tl.constexpr, TO_T: tl.constexpr,
 ):  # fmt: skip
     """(1 - beta) p_s (r_s - E_s[r_s]) and beta p_t (r_t - E_t[r_t]), each logit read once."""
+    classes, s_stride, t_stride = multiple(classes, ALIGN), multiple(s_stride, ALIGN), multiple(t_stride, ALIGN)
     row = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = (tl.program_id(0) % blocks) * CLASSES + tl.arange(0, CLASSES)[None, :]
     there = row < rows
