@@ -8,7 +8,7 @@ import functools
 import torch
 
 VECTOR_BYTES = 16  # the widest load of one thread
-LANES = 128  # threads of one program along a long row: 4 warps, and up to 16 such programs share a multiprocessor
+LANES = 128  # threads of a program along a long row: registers let 4 to 12 programs share a multiprocessor
 SHORT_CLASSES = 1024  # up to here a warp holds whole rows in registers: 32 pairs of logits a thread
 SHORT_PAIRS = 512  # of narrower rows a warp takes several, 16 pairs a thread
 GRADIENT_PAIRS = 2048  # of one program of the backward pass: 4 warps, 16 pairs a thread
