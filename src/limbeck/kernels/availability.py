@@ -14,6 +14,8 @@ KERNELS = ("gkl", "kl", "js", "sinkhorn")
 FEW_CLASSES = 128  # Sinkhorn: a matrix of 128 x 128 is 32 numbers in each of 512 threads; of 256 x 256, all registers
 MOST_CLASSES = 2**30  # of one row, along which kernels count in 32 bits
 OLDEST = (8, 0)  # compute capability from which bfloat16 is computed
+# Looked for once and here, since compilation does not follow such a look.
+MISSING = None if importlib.util.find_spec("triton") else "Triton is not installed: pip install 'limbeck[triton]'"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -53,17 +55,12 @@ def why_not(name: str, *tensors: Tensor) -> str | None:
         return "inside a torch.func transform, which cannot see through a kernel"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation, which cannot see through a kernel"
-    return _missing() or (None if _interpreted() else _misplaced(tensors))
+    return MISSING or (None if _interpreted() else _misplaced(tensors))
 
 
 def _interpreted() -> bool:
     """Triton's interpreter serves any device, slowly, for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@functools.cache
-def _missing() -> str | None:
-    return None if importlib.util.find_spec("triton") else "Triton is not installed: pip install 'limbeck[triton]'"
 
 
 @functools.cache
