@@ -38,6 +38,11 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.exit("`--device cuda` expected a GPU that torch can see, got none; --device cpu measures the CPU")
     kind = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device = devices.cuda() if kind == "cuda" else devices.cpu()
+    if arguments.csv:
+        try:  # before anything is measured
+            arguments.csv.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            sys.exit(f"`--csv` expected a folder to write to, got {arguments.csv}: {error.strerror}")
     if arguments.part:
         found = parts.run(arguments.part, device, quick=arguments.quick)
         arguments.rows.write_text(json.dumps(found), "utf-8")
@@ -64,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _shape(word: str) -> tuple[int, int]:
     samples, _, classes = word.partition("x")
-    if not (samples.isdecimal() and classes.isdecimal()):
+    if not (samples.isdecimal() and classes.isdecimal() and int(samples) and int(classes)):
         raise argparse.ArgumentTypeError(f"expected samples x classes as 4096x32000, got {word!r}")
     return int(samples), int(classes)
 

@@ -22,7 +22,18 @@ from benchmarks.measure import DTYPES, WRONG, first_line
 Row = dict[str, object]
 SMALL = ((5, 3), (3, 100), (3, 1000), (2, 4200))
 SHAPES = ((256, 100), (8192, 1000), (4096, 32000))
-KEYS = ("function", "architecture", "dtype", "warps", "registers", "spilled", "shared", "wide_loads", "other_loads")
+KEYS = (
+    "contender",
+    "function",
+    "architecture",
+    "dtype",
+    "warps",
+    "registers",
+    "spilled",
+    "shared",
+    "wide_loads",
+    "other_loads",
+)
 ARCHITECTURES = {90: "sm_90", 80: "sm_80"}
 
 
@@ -80,19 +91,22 @@ def compiled(*, quick: bool = False) -> list[Row]:
     for dtype in ("bf16",) if quick else ("bf16", "fp32"):
         for number, name in list(ARCHITECTURES.items())[: 1 if quick else None]:
             binaries, notes = _binaries(number, DTYPES[dtype])
-            found = [{"architecture": name, "dtype": dtype, **read_binary(binary), "note": ""} for binary in binaries]
+            for_what = {"architecture": name, "dtype": dtype}
+            found = [{"contender": who, **for_what, **read_binary(each), "note": ""} for each, who in binaries]
             rows += [row for place, row in enumerate(found) if row not in found[:place]]
             rows += [dict.fromkeys(KEYS, "") | {"architecture": name, "dtype": dtype, "note": note} for note in notes]
-    head = ("compiled, not run", "for", "logits", "warps", "registers", "spilled", "shared", "16-byte loads", "others")
-    print(tables.table(head, [[str(row[key]) for key in KEYS] for row in rows if not row["note"]], 3))
+    head = ("compiled, not run", "kernel", "for", "logits", "warps", "registers", "spilled", "shared", "wide", "others")
+    print(tables.table(head, [[str(row[key]) for key in KEYS] for row in rows if not row["note"]], 4))
+    print("wide = loads of 16 bytes; a kernel is named once, by the first that launches it")
     for row in (row for row in rows if row["note"]):
         print(f"  {row['architecture']} {row['dtype']} {row['note']}")
     return rows
 
 
-def _binaries(architecture: int, dtype: torch.dtype) -> tuple[list[object], list[str]]:
-    """Call every contender on tensors that are never touched; return what would have been launched, and what failed."""
+def _binaries(architecture: int, dtype: torch.dtype) -> tuple[list[tuple[object, str]], list[str]]:
+    """Call every contender on tensors that are never touched; return what each would have launched, and what failed."""
     found: list[object] = []
+    named: dict[int, tuple[object, str]] = {}
     notes: list[str] = []
     with _collecting(found, architecture):
         for contender in kernel_contenders():
@@ -106,7 +120,9 @@ def _binaries(architecture: int, dtype: torch.dtype) -> tuple[list[object], list
                     verify.gradients(contender.loss, case, verify.sides(case, learning=contender.learning))
                 except Exception as error:
                     notes.append(f"{contender.name}: {first_line(error)}")
-    return list({id(each): each for each in found}.values()), list(dict.fromkeys(notes))
+                for each in found:
+                    named.setdefault(id(each), (each, contender.name))
+    return list(named.values()), list(dict.fromkeys(notes))
 
 
 @contextmanager

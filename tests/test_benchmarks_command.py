@@ -160,6 +160,22 @@ def test_a_part_that_fails_leaves_the_next_ones(device, monkeypatch, capsys):
     assert "broken failed: exit status 3" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--csv", "FILE/rows"], "`--csv` expected a folder to write to"),
+        (["--shapes", "0x5"], "expected samples x classes as 4096x32000, got '0x5'"),
+        (["--only", "nothing"], "`--only` expected a part's name, got nothing"),
+    ],
+)
+def test_mistakes_end_before_anything_is_measured(words, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "FILE").write_text("")
+    monkeypatch.setattr(command, "run_part", lambda *_: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as stopped:
+        command.main([word.replace("FILE", str(tmp_path / "FILE")) for word in ["--device", "cpu", *words]])
+    assert said in f"{stopped.value} {capsys.readouterr().err}"
+
+
 def test_the_picture_of_a_sweep_is_drawn_or_says_what_is_missing(tmp_path, monkeypatch):
     swept = fake_rows(shapes=((1000, 10), (10, 1000)))
     path = tmp_path / "sub" / "sweep.png"
