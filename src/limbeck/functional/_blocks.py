@@ -24,7 +24,7 @@ from limbeck.functional._terms import Terms, Weights, count, mse_factor, positiv
 LOG_2 = math.log(2)
 # What a thread takes of a block: fits its cache, and is worth a call.
 BLOCK_OF_ONE_THREAD = 2**17
-SMALL_BATCH = 2**18
+SMALL_BATCH = 2**15
 # An operation on so many elements stays on one thread. (exp() and softmax() take more for fewer, exp2() does not.)
 SERIAL_ELEMENTS = 2**15
 # So small a batch takes the time of its calls: both sides go through each together. (Twice as much is on one thread.)
