@@ -18,15 +18,16 @@ JS: list[tuple[str, dict[str, int | bool], int, int]] = [  # with warps, and ins
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("align", [8, 16])  # 1000 classes are a multiple of 8
 @pytest.mark.parametrize("architecture", [80, 90])
-def test_js_spills_nothing_and_reads_vectors(architecture: int) -> None:
+def test_js_spills_nothing_and_reads_vectors(architecture: int, align: int) -> None:
     if not (kernel_builds.tools() / "nvdisasm").exists():
         pytest.skip("this Triton has no disassembler")
     types = dict.fromkeys(("s_ptr", "t_ptr", "to_s_ptr", "to_t_ptr"), "*bf16")
     types |= dict.fromkeys(NUMBERS, "*fp32") | dict.fromkeys(INTEGERS, "i32")
-    divisible = ["classes", "s_stride", "t_stride", "piece_size"]
+    module, divisible = "limbeck.kernels.js_rows", ["piece_size"]
     builds = [
-        kernel_builds.Build("limbeck.kernels.js_rows", name, types, constants, warps, divisible, architecture)
+        kernel_builds.Build(module, name, types, {"ALIGN": align, **constants}, warps, divisible, architecture)
         for name, constants, warps, _ in JS
     ]
     for found, (_, _, _, most) in zip(kernel_builds.build_all(builds), JS, strict=True):
