@@ -37,7 +37,7 @@ from limbeck import (
 )
 from limbeck.losses.presets import PRESETS
 
-UNSET_BY_PRESETS = ("num_classes", "normalizer", "reduction")
+UNSET_BY_PRESETS = ("num_classes", "normalizer", "reduction", "impl")
 ROUNDING = 1e-12  # a difference below this is called rounding
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

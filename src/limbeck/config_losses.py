@@ -43,6 +43,6 @@ def loss_options(term: type[TermOptions]) -> list[str]:
     """Return the options of a term that its loss is built with, in the order of the loss's constructor.
 
     >>> loss_options(TERMS["kl"])
-    ['temperature', 'scale_by_t2']
+    ['temperature', 'scale_by_t2', 'impl']
     """
     return [option for option in term.model_fields if option not in OF_THE_RUN]

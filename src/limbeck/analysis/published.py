@@ -67,8 +67,8 @@ UNSAID = {
     "scale_by_t2": False,
     "symmetric": False,
 }
-UNTOLD = ("name", "weight", "features", "target_features")
-"""Keys that are not among the options in brackets."""
+UNTOLD = ("name", "weight", "features", "target_features", "impl")
+"""Keys that are not among the options in brackets: `impl` says how a loss is computed, not which."""
 NORMALIZERS = {"ikl": "samples", "gkl": "weights"}
 """What the public code divides by. Options that a description leaves out at these values, here and above."""
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 WIDTH = 100
 """Columns of the plain-text table; the rich one needs no more."""
 
-COMMON_TERM_OPTIONS = {"weight": 1.0, "warmup_epochs": 0.0, "decay": "none", "on": "clean"}
-"""Options of every term, left out of its description at these values."""
+COMMON_TERM_OPTIONS = {"weight": 1.0, "warmup_epochs": 0.0, "decay": "none", "on": "clean", "impl": "auto"}
+"""Options of many terms, left out of its description at these values."""
 
 
 def describe_term(term: dict[str, Any]) -> str:
