@@ -136,3 +136,10 @@ def test_at_the_first_step_the_terms_own_factors_are_to_blame(teacher, tmp_path)
         fit(student_recipe(teacher, losses=terms), tmp_path / "run")
     assert "`losses.1.weight` (now 1), `losses.1.mse_weight` (now 1e+300)" in str(error.value)
     assert "optimizer.learning_rate" not in str(error.value)
+
+
+def test_a_kernel_without_a_gpu_is_refused_before_anything_is_written(teacher, tmp_path):
+    asked = student_recipe(teacher, losses=[{"name": "gkl", "impl": "triton"}])
+    with pytest.raises(UserError, match=r"`gkl`: `impl: triton` expected a GPU, got the device cpu; take `impl: auto`"):
+        fit(asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

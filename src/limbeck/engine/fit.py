@@ -119,6 +119,7 @@ def train_run(
             data = given.data if given else _data(recipe, device, resources, reporter)
             student = given.model if given else _build_student(recipe, data, reporter=None if state else reporter)
             model = _prepare(student, recipe, device)
+            _refuse_kernels(recipe, device)
             if sources is None:
                 _check_teachers(recipe, model, data, resources)
             place.first_tells(lambda: run_folder.prepare(run, recipe))
@@ -296,6 +297,12 @@ def _refuse_small_parts(recipe: Recipe, samples: int) -> None:
                 f"`train.batch_size` {train.batch_size} leaves a batch of {size} of the {samples} training images for "
                 f"{world} ranks with {train.accumulate} micro-batches each; choose another, or `train.drop_last: true`"
             )
+
+
+def _refuse_kernels(recipe: Recipe, device: torch.device) -> None:
+    for term in recipe.losses:
+        if getattr(term, "impl", "auto") == "triton" and device.type != "cuda":
+            raise UserError(f"`{term.name}`: `impl: triton` expected a GPU, got the device {device}; take `impl: auto`")
 
 
 def _check_teachers(recipe: Recipe, model: nn.Module, data: DataBundle, resources: Resources) -> None:
